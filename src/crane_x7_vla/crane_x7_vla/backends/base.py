@@ -1,0 +1,94 @@
+"""What every VLA family provides: a processor (observation <-> tensors) and a backend (tensors -> loss or prediction).
+
+Nothing here owns a loop, an optimiser, a device or a logger: the trainer, the policies and RL do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crane_x7_vla.types import Observation
+
+Sample = dict[str, Tensor]
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """value: scalar tensor with gradient. metrics: detached scalars by name, without the train/ or eval/ prefix;
+    ``action_l1_rad`` is the mean absolute error of the decoded joint targets in rad, where the backend can say it."""
+
+    value: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Processor(Protocol):
+    """The same code encodes an observation in training, in simulation, on the robot and in the policy server."""
+
+    def encode(
+        self,
+        observation: Observation,
+        actions: np.ndarray | None = None,
+        *,
+        is_pad: np.ndarray | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Sample:
+        """Tensors of one observation, unbatched.
+
+        actions: float32 [T, A] rad, absolute; adds the labels. is_pad: bool [T], rows past the episode's end.
+        rng: augments the images when given (training); without it the matching evaluation crop is used.
+        Raises DataError for a missing camera or a state of the wrong size.
+        """
+        ...
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Stack samples, padding what is ragged."""
+        ...
+
+    def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
+        """Model output [b, T, ...] -> float32 [b, T, A] absolute joint targets in rad.
+
+        observations: those the prediction answers, so that a relative chunk stays anchored to its own state.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A VLA family. ``backend.processor`` belongs to it; ``config`` is its dataclass."""
+
+    config: Any
+    processor: Processor
+
+    def build(self) -> nn.Module:
+        """The model with the weights that the config names, strictly loaded; random ones only if it names none."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Training objective of one collated batch that was encoded with actions."""
+        ...
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        running: Sequence[Any] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """Prediction for a collated batch, ready for ``processor.decode``."""
+        ...
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write what ``restore`` needs into an existing directory: adapters and trained modules, or the whole model."""
+        ...
+
+    def restore(self, directory: Path) -> nn.Module:
+        """The model that ``save`` wrote; raises CheckpointError naming missing, unexpected or misshapen keys."""
+        ...

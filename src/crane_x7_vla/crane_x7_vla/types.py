@@ -1,0 +1,73 @@
+"""The values that travel between cameras, data, policies, simulators and the arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def _float32_vector(name: str, value: np.ndarray) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1:
+        raise ValueError(f"{name} must be a float32 vector, got {_describe(value)}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array of shape {list(value.shape)}"
+    return type(value).__name__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the robot sees and feels at one instant.
+
+    images: {camera name: uint8 [H, W, 3] RGB}; empty only for policies that name no camera.
+    state: float32 [S] measured joint positions in rad, in ``RobotSpec.joint_names`` order.
+    instruction: the task in words, as the operator typed it.
+    stamp: seconds, the source's clock (ROS time on the robot, simulated time in a simulator).
+    commanded: float32 [S] rad, the joint target in force at ``stamp``, or None where nothing was commanded.
+    past: earlier observations for policies with history; ``past[i]`` is the one nearest ``stamp - (i + 1) * dt``.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+    stamp: float
+    commanded: np.ndarray | None = None
+    past: tuple[Observation, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for camera, image in self.images.items():
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"image of camera '{camera}' must be uint8 [H, W, 3] RGB, got {_describe(image)}")
+        _float32_vector("state", self.state)
+        if self.commanded is not None:
+            _float32_vector("commanded", self.commanded)
+            if self.commanded.shape != self.state.shape:
+                raise ValueError(f"commanded has {self.commanded.size} joints, state has {self.state.size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionChunk:
+    """Joint targets for the next ``T`` control periods.
+
+    actions: float32 [T, A] absolute joint-position targets in rad, ``RobotSpec.joint_names`` order.
+    dt: seconds between rows, 1 / control_hz of the data the policy was trained on.
+    stamp: stamp of the observation the chunk answers; row k is due at ``stamp + (k + 1) * dt``.
+    """
+
+    actions: np.ndarray
+    dt: float
+    stamp: float
+
+    def __post_init__(self) -> None:
+        if self.actions.dtype != np.float32 or self.actions.ndim != 2 or len(self.actions) == 0:
+            raise ValueError(f"actions must be float32 [T, A] with T >= 1, got {_describe(self.actions)}")
+        if not self.dt > 0:
+            raise ValueError(f"dt must be positive, got {self.dt}")
+
+    def due(self, row: int) -> float:
+        """Time at which ``row`` should be reached, in the clock of ``stamp``."""
+        return self.stamp + (row + 1) * self.dt
