@@ -44,7 +44,7 @@ def _chain(arm: np.ndarray) -> list[np.ndarray]:
     """Pose of each link after its joint; the joint's axis passes through the pose's origin."""
     if len(arm) != len(JOINTS):
         raise ValueError(f"expected {len(JOINTS)} arm joints, got {len(arm)}")
-    poses = []
+    poses: list[np.ndarray] = []
     pose = np.eye(4)
     for (height, axis), angle in zip(JOINTS, arm, strict=True):
         pose = pose.copy()
@@ -64,7 +64,7 @@ def jacobian(arm: np.ndarray) -> np.ndarray:
     """float64 [6, 7]: linear (m/rad) and angular velocity of gripper_base per joint velocity, in base_link."""
     poses = _chain(arm)
     end = poses[-1][:3, 3]
-    columns = []
+    columns: list[np.ndarray] = []
     for pose, (_, axis) in zip(poses, JOINTS, strict=True):
         direction = pose[:3, :3] @ np.array(axis)
         columns.append(np.concatenate([np.cross(direction, end - pose[:3, 3]), direction]))

@@ -63,7 +63,8 @@ class RobotSpec:
 
     def clamp(self, positions: np.ndarray) -> np.ndarray:
         """float32 [..., S] rad, each joint held within its limits."""
-        return np.clip(positions, np.float32(self.lower), np.float32(self.upper)).astype(np.float32)
+        lower, upper = np.array(self.lower, dtype=np.float32), np.array(self.upper, dtype=np.float32)
+        return np.clip(positions, lower, upper).astype(np.float32)
 
 
 # Limits from RT's crane_x7_description (URDF), velocities likewise except joint 2, whose XM540-W270 reaches

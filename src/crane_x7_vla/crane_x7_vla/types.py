@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def _float32_vector(name: str, value: np.ndarray) -> None:
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1:
-        raise ValueError(f"{name} must be a float32 vector, got {_describe(value)}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} array of shape {list(value.shape)}"
-    return type(value).__name__
+def _check(name: str, value: Any, dtype: type, ndim: int, expected: str) -> None:
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
+    array = cast(NDArray[Any], value)
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(f"{name} must be {expected}, got a {array.dtype} array of shape {list(array.shape)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +39,12 @@ class Observation:
 
     def __post_init__(self) -> None:
         for camera, image in self.images.items():
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(f"image of camera '{camera}' must be uint8 [H, W, 3] RGB, got {_describe(image)}")
-        _float32_vector("state", self.state)
+            _check(f"image of camera '{camera}'", image, np.uint8, 3, "uint8 [H, W, 3] RGB")
+            if image.shape[2] != 3:
+                raise ValueError(f"image of camera '{camera}' must have 3 channels (RGB), got {image.shape[2]}")
+        _check("state", self.state, np.float32, 1, "float32 [S]")
         if self.commanded is not None:
-            _float32_vector("commanded", self.commanded)
+            _check("commanded", self.commanded, np.float32, 1, "float32 [S]")
             if self.commanded.shape != self.state.shape:
                 raise ValueError(f"commanded has {self.commanded.size} joints, state has {self.state.size}")
 
@@ -63,8 +63,9 @@ class ActionChunk:
     stamp: float
 
     def __post_init__(self) -> None:
-        if self.actions.dtype != np.float32 or self.actions.ndim != 2 or len(self.actions) == 0:
-            raise ValueError(f"actions must be float32 [T, A] with T >= 1, got {_describe(self.actions)}")
+        _check("actions", self.actions, np.float32, 2, "float32 [T, A]")
+        if len(self.actions) == 0:
+            raise ValueError("actions must have at least one row")
         if not self.dt > 0:
             raise ValueError(f"dt must be positive, got {self.dt}")
 
