@@ -53,6 +53,6 @@ fi
 built=install/.built
 if [ ! -f "$built" ] || [ -n "$(find src colcon.meta "$stamp" -newer "$built" \( -name '*.py' -o -name '*.cfg' -o -name '*.xml' -o -name '*.yaml' -o -name colcon.meta -o -name .requirements \) -print -quit)" ]; then
   say "Workspace: colcon build"
-  PATH=$venv/bin:$PATH AMENT_PREFIX_PATH=$venv "$venv/bin/colcon" build --symlink-install --event-handlers console_direct-
+  PATH=$venv/bin:$PATH "$venv/bin/colcon" build --symlink-install --event-handlers console_direct-
   touch "$built"
 fi
