@@ -44,7 +44,7 @@ HEAVY = ("torch", "tensorflow", "rclpy", "cv2", "transformers", "peft", "mujoco"
 VOCABULARY = {"errors", "types", "robot", "kinematics", "trajectory", "safety"}
 LOWER = VOCABULARY | {"data", "transforms", "config"}
 ALLOWED_PARTS = {
-    **{name: VOCABULARY for name in VOCABULARY},
+    **dict.fromkeys(VOCABULARY, VOCABULARY),
     "data": VOCABULARY | {"transforms"},
     "transforms": VOCABULARY | {"data"},
     "config": LOWER | {"backends"},
@@ -62,7 +62,7 @@ ALLOWED_PACKAGES = {
     "lift": {"crane_x7_vla"},
     "crane_x7_bringup": {"crane_x7_vla", "crane_x7_log", "lift"},
 }
-# What the other packages may see of the library; lift.nodes, lift.scripts and lift.evaluate may see more than lift's core.
+# What other packages see of the library; lift.nodes, lift.scripts and lift.evaluate see more than the core of lift.
 ALLOWED_OF_LIBRARY = {
     "crane_x7_log": VOCABULARY | {"data", "nodes"},
     "lift": VOCABULARY,
