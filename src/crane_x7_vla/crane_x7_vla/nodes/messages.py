@@ -107,7 +107,7 @@ def joint_state_positions(message: JointState, robot: RobotSpec) -> np.ndarray:
 
     Raises DataError naming the joints that are missing or not finite.
     """
-    state = robot.order(message.name, message.position)
+    state = robot.order(list(message.name), list(message.position))
     if not np.isfinite(state).all():
         bad = [name for name, value in zip(robot.joint_names, state, strict=True) if not np.isfinite(value)]
         raise DataError(f"joint state of {', '.join(bad)} is not a finite number")

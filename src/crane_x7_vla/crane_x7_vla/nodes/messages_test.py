@@ -195,7 +195,7 @@ def test_trajectories_that_cannot_be_followed_are_refused() -> None:
         with pytest.raises(DataError, match="positive and increasing"):
             messages.trajectory_points(trajectory(times=times), ["a", "b"])
     short = trajectory()
-    short.points[0].positions = [0.0]
+    next(iter(short.points)).positions = [0.0]
     with pytest.raises(DataError, match="point 0 of the trajectory has 1 of 2"):
         messages.trajectory_points(short, ["a", "b"])
 
