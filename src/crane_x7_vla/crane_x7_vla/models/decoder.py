@@ -1,0 +1,190 @@
+"""Decoder stack of the language models (Llama; Qwen2 by ``qkv_bias`` and grouped keys), with Hugging Face's names.
+
+The caller gives embeddings, positions and the attention mask, so one stack serves causal and bidirectional models. A
+layer is split into ``project`` and ``finish`` around ``attend``: a key-value cache, or a second stream that shares the
+attention, goes between the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """Dimensions, by Hugging Face's names. The defaults are those of Llama's configuration class, which the published
+    OpenVLA relies on (rms_norm_eps 1e-6, not Llama 2's 1e-5)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_attention_heads) or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of num_attention_heads "
+                f"{self.num_attention_heads}, and that a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Projections of one layer; keys and values may have fewer heads than queries."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width, key_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def heads(self, x: Float[Tensor, "b n _"]) -> Float[Tensor, "b h n d"]:
+        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """SiLU-gated feed-forward layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def project(self, x: Float[Tensor, "b n d"], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, [b, heads, n, head_dim]."""
+        attention, y = self.self_attn, self.input_layernorm(x)
+        query, key, value = (
+            attention.heads(projection(y)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        return rotate(query, rotary), rotate(key, rotary), value
+
+    def finish(self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
+        """Output projection, residuals and MLP."""
+        x = x + self.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotary: Rotary, mask: Bool[Tensor, "b 1 #n k"] | None, causal: bool
+    ) -> Float[Tensor, "b n d"]:
+        query, key, value = self.project(x, rotary)
+        return self.finish(x, attend(query, key, value, mask=mask, causal=causal))
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states after the final norm out."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "b n d"],
+        *,
+        mask: Bool[Tensor, "b 1 #n k"] | None = None,
+        causal: bool = False,
+        positions: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """mask: True where a query may look; None: every token sees every other (if ``causal``, those before it).
+        Give no mask when nothing is padded: attention then runs on the fastest kernel. positions: default 0 .. n-1."""
+        if positions is None:
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        rotary = rotary_table(positions, self.config, embeddings.dtype)
+        x = embeddings
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, rotary, mask, causal, use_reentrant=False)
+            else:
+                x = layer(x, rotary, mask, causal)
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """Decoder and output matrix under the names ``model`` and ``lm_head``."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def attend(
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b g k d"],
+    value: Float[Tensor, "b g k d"],
+    *,
+    mask: Bool[Tensor, "b 1 #n k"] | None,
+    causal: bool,
+) -> Float[Tensor, "b h n d"]:
+    """Scaled dot-product attention; ``causal`` and a mask exclude each other (torch raises)."""
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+
+def rotary_table(positions: Int[Tensor, "b n"], config: DecoderConfig, dtype: torch.dtype) -> Rotary:
+    """Cosines and sines [b, 1, n, head_dim], computed in float32 (RoPE, half-split as in Hugging Face's models)."""
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device).float() / config.head_dim
+    angles = positions[..., None].float() * config.rope_theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "b h n d"], rotary: Rotary) -> Float[Tensor, "b h n d"]:
+    """Turn each pair (i, i + d/2) by its angle."""
+    cosine, sine = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
