@@ -39,8 +39,8 @@ class CameraConfig:
 
     name: str = "primary"
     """Name of the camera in the data: 'primary' is observation/image, X is observation/image_X."""
-    topic: str = "/camera/color/image_raw"
-    """ROS topic of its images."""
+    topic: str = ""
+    """ROS topic of its images; empty: /camera/color/image_raw for 'primary', else /camera_NAME/color/image_raw."""
     width: int = 0
     """Image width in pixels, checked against the data; 0 takes the recorded width."""
     height: int = 0
@@ -50,14 +50,17 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "data.cameras.name", self.name, "a camera name such as 'primary'")
+        if not self.topic:
+            folder = "camera" if self.name == "primary" else f"camera_{self.name}"
+            object.__setattr__(self, "topic", f"/{folder}/color/image_raw")
         require(self.width >= 0, f"width of camera '{self.name}'", self.width, "pixels, or 0 for the recorded width")
         require(
             self.height >= 0, f"height of camera '{self.name}'", self.height, "pixels, or 0 for the recorded height"
         )
 
 
-PRIMARY_CAMERA = CameraConfig(name="primary", topic="/camera/color/image_raw")
-WRIST_CAMERA = CameraConfig(name="wrist", topic="/camera_wrist/color/image_raw")
+PRIMARY_CAMERA = CameraConfig(name="primary")
+WRIST_CAMERA = CameraConfig(name="wrist")
 
 
 @dataclass(frozen=True, kw_only=True)
