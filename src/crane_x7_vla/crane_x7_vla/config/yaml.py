@@ -21,13 +21,6 @@ OTHER_SPELLINGS: Mapping[str, str] = {
 }
 """Spellings of the documents that are read, in files and as flags, but not written."""
 
-_YAML_STYLE: Mapping[str, Any] = {
-    "default_flow_style": None,  # [224, 224] and {name: wrist, …} on one line
-    "sort_keys": False,
-    "width": 10_000,
-    "allow_unicode": True,
-}
-
 
 def load_config(source: Path | str | Mapping[str, Any], *, config_type: type[VLAConfig] | None = None) -> VLAConfig:
     """The config a YAML file, or the mapping of one, describes; what it leaves out has its default.
@@ -65,7 +58,9 @@ def dump_config(config: VLAConfig, *, note: Callable[[str], str] | None = None) 
         if not tables and open_tables:
             lines.append("")
         open_tables = tables
-        text = yaml.safe_dump({key: to_plain(value_at(config, path))}, **_YAML_STYLE)
+        value = to_plain(value_at(config, path))
+        flow = None if isinstance(value, (list, dict)) else False  # [224, 224] and {name: wrist, …} on one line
+        text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, width=10_000, allow_unicode=True)
         first, *rest = text.rstrip("\n").split("\n")
         comment = note(path) if note is not None else ""
         indent = "  " * len(tables)
