@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 _HISTORY_S = 5.0
+# Nearer to a point than this (s) is the point itself, so that rounding of stamps never changes a target by a bit.
+_SNAP_S = 1e-6
 
 
 class Setpoint:
@@ -48,5 +50,9 @@ class Setpoint:
         if right == len(self._times):
             return self._positions[-1].copy()
         left_time, right_time = self._times[right - 1], self._times[right]
+        if stamp - left_time < _SNAP_S:
+            return self._positions[right - 1].copy()
+        if right_time - stamp < _SNAP_S:
+            return self._positions[right].copy()
         weight = (stamp - left_time) / (right_time - left_time)
         return (1.0 - weight) * self._positions[right - 1] + weight * self._positions[right]

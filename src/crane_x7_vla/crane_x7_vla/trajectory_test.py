@@ -53,3 +53,15 @@ def test_memory_stays_bounded() -> None:
 def test_a_trajectory_that_makes_no_sense_is_refused(times: list[float], positions: object) -> None:
     with pytest.raises(ValueError, match="trajectory"):
         Setpoint(np.array([0.0]), 0.0).replace(0.0, np.array(times), np.array(positions))
+
+
+def test_rounding_of_stamps_never_changes_a_target_by_a_bit() -> None:
+    """Lockstep commands of a 10 Hz policy arrive bit for bit whatever the clock reads."""
+    rng = np.random.default_rng(0)
+    for origin in (0.0, 1.0, 12345.678, 1.7e9):
+        setpoint = Setpoint(rng.normal(size=8), origin)
+        for k in range(200):
+            stamp, end = ((round(origin * 1e9) + round(j * 1e8)) * 1e-9 for j in (k, k + 1))
+            target = rng.normal(size=8)
+            setpoint.replace(stamp, np.array([0.1]), target[None])
+            np.testing.assert_array_equal(setpoint.at(end), target)
