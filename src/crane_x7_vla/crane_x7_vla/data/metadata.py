@@ -51,6 +51,12 @@ class EpisodeMetadata:
     end_reason: str = ""
     recovered: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.hz > 0:
+            raise ValueError(f"hz must be positive, got {self.hz}")
+        if not self.joint_names:
+            raise ValueError("joint_names is empty")
+
 
 def write_metadata(target: Path, metadata: EpisodeMetadata) -> None:
     """Replace the file by one on the disk; raises OSError."""
@@ -69,22 +75,24 @@ def read_metadata(path: Path) -> EpisodeMetadata | None:
     if not path.exists():
         return None
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if "schema_version" not in raw:
+    if not isinstance(raw, dict) or "schema_version" not in raw:
         return None
-    if raw["schema_version"] > SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}, "
-            "update the suite to read it"
-        )
-    known = {item.name for item in fields(EpisodeMetadata)}
     try:
+        if raw["schema_version"] > SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}, "
+                "update the suite to read it"
+            )
         raw["cameras"] = {name: CameraMetadata(**camera) for name, camera in raw["cameras"].items()}
         raw["joint_names"] = tuple(raw["joint_names"])
+        known = {item.name for item in fields(EpisodeMetadata)}
         return EpisodeMetadata(**{key: value for key, value in raw.items() if key in known})
-    except (KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 
