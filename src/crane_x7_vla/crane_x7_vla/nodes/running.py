@@ -1,0 +1,77 @@
+"""The main function of every node: start, spin, and end on a signal or an error in the same way everywhere."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from crane_x7_vla.errors import USER_ERRORS, ConfigError
+
+# How long a signal may wait for its turn, s.
+_SPIN_S = 0.1
+
+
+class _RosHandler(logging.Handler):
+    """Python's log records as the node's, so that modules without ROS are heard in /rosout too."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.name}: {self.format(record)}"
+        if record.levelno >= logging.ERROR:
+            self._logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(text)
+        else:
+            self._logger.info(text)
+
+
+def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None = None) -> int:
+    """Run the node that ``create`` makes until SIGINT or SIGTERM (exit code 0) or a user error (one line, code 2).
+
+    name: what the error's line begins with. Callbacks raise: a user error ends the node with its line, anything else
+    with its traceback. What a node has to finish before it goes belongs into its ``destroy_node``, which is called in
+    every case.
+    """
+    stop = threading.Event()
+    # rclpy's own handlers shut the context down under a running callback, which ends in an RCLError now and then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        _initialise(args)
+        node = create()
+        handler = _RosHandler(node)
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.INFO)
+        try:
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=_SPIN_S)
+        finally:
+            node.destroy_node()
+            logging.getLogger().removeHandler(handler)
+    except USER_ERRORS as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+def _initialise(args: Sequence[str] | None) -> None:
+    try:
+        rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
+    except (rclpy_implementation.RCLError, rclpy_implementation.RCLInvalidROSArgsError) as error:
+        raise ConfigError(f"ROS cannot be started: {' '.join(str(error).split())}") from error

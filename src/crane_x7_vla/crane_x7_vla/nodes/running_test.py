@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ros
+
+PROGRAM = """
+import logging, sys
+from rclpy.node import Node
+from crane_x7_vla.errors import DataError
+from crane_x7_vla.nodes.running import run_node
+
+class Example(Node):
+    def __init__(self):
+        super().__init__("example")
+        if MODE == "start":
+            raise DataError("no camera")
+        self.create_timer(0.01, self.tick)
+
+    def tick(self):
+        if MODE == "callback":
+            raise DataError("the disk is full")
+        if MODE == "bug":
+            raise KeyError("bug")
+        logging.getLogger("some.module").warning("heard %s", "you")
+        print("ready", flush=True)
+
+    def destroy_node(self):
+        print("closed", flush=True)
+        super().destroy_node()
+
+MODE = sys.argv[1]
+sys.exit(run_node("example", Example))
+"""
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"ROS_LOG_DIR": str(tmp_path), "ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_node_cleanly_with_zero(tmp_path: Path, number: int) -> None:
+    process = start(tmp_path, "run")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert out.endswith("closed\n")
+    assert "Traceback" not in err
+    assert "some.module: heard you" in err
+
+
+@pytest.mark.parametrize(("mode", "line"), [("start", "no camera"), ("callback", "the disk is full")])
+def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path, mode: str, line: str) -> None:
+    process = start(tmp_path, mode)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert err == f"example: {line}\n"
+    assert ("closed" in out) == (mode == "callback")
+
+
+def test_a_bug_keeps_its_traceback_and_still_closes(tmp_path: Path) -> None:
+    process = start(tmp_path, "bug")
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "KeyError: 'bug'" in err
+    assert out == "closed\n"
+
+
+def test_a_parameter_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path, "run", "--ros-args", "--params-file", "/nowhere.yaml")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "example: ROS cannot be started: " in err
+    assert "/nowhere.yaml" in err
+    assert "Traceback" not in err
