@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.types import Observation
 
 Sample = dict[str, Tensor]
@@ -27,6 +28,21 @@ class Loss:
 
     value: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What a policy must be given and gives, as far as the model decides it.
+
+    cameras: in the model's order. action_horizon: rows predicted. n_action_steps: rows executed before the next
+    prediction. history: how many of ``Observation.past`` it reads. action_form: relative or absolute joints inside it.
+    """
+
+    cameras: tuple[CameraConfig, ...]
+    action_horizon: int
+    n_action_steps: int
+    history: int
+    action_form: str
 
 
 class Processor(Protocol):
@@ -65,6 +81,7 @@ class Backend(Protocol):
 
     config: Any
     processor: Processor
+    spec: ModelSpec
 
     def build(self) -> nn.Module:
         """The model with the weights that the config names, strictly loaded; random ones only if it names none."""

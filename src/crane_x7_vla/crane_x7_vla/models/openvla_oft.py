@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from crane_x7_vla.models.heads import L1ActionHead, ProprioProjector
 from crane_x7_vla.models.prismatic import PrismaticConfig, PrismaticModel, insert_after_first, key_mask
+
+ACTION_HEAD = "action_head"
+PROPRIO = "proprio_projector"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,18 +36,30 @@ class OFTHeadConfig:
         return self.action_dim * self.action_horizon
 
 
+def new_components(config: PrismaticConfig, head: OFTHeadConfig) -> dict[str, nn.Module]:
+    """What the trunk lacks, with random weights, by the name it has in the model."""
+    width = config.decoder.hidden_size
+    components: dict[str, nn.Module] = {
+        ACTION_HEAD: L1ActionHead(
+            width, action_dim=head.action_dim, hidden_dim=head.hidden_dim, num_blocks=head.num_blocks
+        )
+    }
+    if head.state_dim is not None:
+        components[PROPRIO] = ProprioProjector(head.state_dim, width)
+    return components
+
+
 class OpenVLAOFT(PrismaticModel):
     """Trunk, ``action_head`` and ``proprio_projector``."""
 
+    action_head: L1ActionHead
+    proprio_projector: ProprioProjector
+
     def __init__(self, config: PrismaticConfig, head: OFTHeadConfig) -> None:
         super().__init__(config)
-        width = config.decoder.hidden_size
         self.head = head
-        self.action_head = L1ActionHead(
-            width, action_dim=head.action_dim, hidden_dim=head.hidden_dim, num_blocks=head.num_blocks
-        )
-        if head.state_dim is not None:
-            self.proprio_projector = ProprioProjector(head.state_dim, width)
+        for name, component in new_components(config, head).items():
+            self.add_module(name, component)
 
     def forward(
         self,

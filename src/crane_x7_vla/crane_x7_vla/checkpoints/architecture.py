@@ -1,0 +1,150 @@
+"""Between a published config.json and the dimensions of a trunk.
+
+OpenVLA's config.json names timm models and gives a sparse ``text_config``; what it leaves out are the defaults of
+``LlamaConfig``. Trunks of other sizes add ``timm_model_kwargs``, the arguments of ``timm.create_model`` that differ
+from the named model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.models.decoder import DecoderConfig
+from crane_x7_vla.models.prismatic import PrismaticConfig
+from crane_x7_vla.models.vit import ViTConfig
+
+_DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
+_SIGLIP = "vit_so400m_patch14_siglip_224"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timm:
+    """Arguments of a timm ViT, by timm's names; init_values is LayerScale's."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    patch_size: int = 14
+    class_token: bool = False
+    reg_tokens: int = 0
+    init_values: float | None = None
+
+
+_TIMM: Mapping[str, _Timm] = {
+    _DINO: _Timm(
+        embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4.0, class_token=True, reg_tokens=4, init_values=1e-5
+    ),
+    _SIGLIP: _Timm(embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.7362),
+}
+
+_LLAMA_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+
+
+def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["OpenVLAForActionPrediction"],
+        "model_type": "openvla",
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "vision_backbone_id": "dinosiglip-vit-so-224px",
+        "llm_backbone_id": "llama2-7b-pure",
+        "use_fused_vision_backbone": True,
+        "image_resize_strategy": "resize-naive",
+        "image_sizes": [image_size, image_size],
+        "timm_model_ids": [_DINO, _SIGLIP],
+        "timm_override_act_layers": [None, None],
+        "hf_llm_id": "meta-llama/Llama-2-7b-hf",
+        "llm_max_length": 2048,
+        "n_action_bins": 256,
+        "text_config": {"model_type": "llama", **text_config},
+        **more,
+    }
+
+
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "openvla-7b": _published(
+        224, {"vocab_size": 32064, "pad_token_id": 32000}, pad_token_id=32000, pad_to_multiple_of=64
+    ),
+    "tiny": _published(
+        64,
+        {
+            "vocab_size": 320,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "pad_token_id": 4,
+        },
+        pad_token_id=4,
+        pad_to_multiple_of=64,
+        timm_model_kwargs=[
+            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0, "init_values": 1.0},
+            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0},
+        ],
+    ),
+}
+"""config.json of the trunks that can be made from random weights."""
+
+
+def architecture(name: str) -> Mapping[str, Any]:
+    """The config.json of a named architecture; raises ConfigError that lists them."""
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"unknown architecture '{name}'; expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def trunk_config(published: Mapping[str, Any], *, source: str) -> PrismaticConfig:
+    """Dimensions that a config.json states. source: its path, for messages. Raises CheckpointError."""
+    if published.get("model_type") != "openvla":
+        raise CheckpointError(
+            f"{source}: model_type is {published.get('model_type')!r}; expected 'openvla', a model in OpenVLA's layout"
+        )
+    missing = [key for key in ("timm_model_ids", "image_sizes", "text_config") if key not in published]
+    if missing:
+        raise CheckpointError(f"{source} lacks {', '.join(missing)}; is it the config.json of an OpenVLA model?")
+    names = published["timm_model_ids"]
+    changes = published.get("timm_model_kwargs", [{} for _ in names])
+    unknown = [name for name in names if name not in _TIMM]
+    if unknown:
+        raise CheckpointError(f"{source}: unknown vision tower {', '.join(unknown)}; known: {', '.join(_TIMM)}")
+    try:
+        towers = tuple(
+            _tower(_TIMM[name], change, size)
+            for name, change, size in zip(names, changes, published["image_sizes"], strict=True)
+        )
+        return PrismaticConfig(towers=towers, decoder=_decoder(published["text_config"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} states dimensions that do not fit together: {error}") from error
+
+
+def _tower(timm: _Timm, changes: Mapping[str, Any], image_size: int) -> ViTConfig:
+    arguments = {field: getattr(timm, field) for field in _Timm.__slots__} | dict(changes)
+    timm = _Timm(**arguments)
+    return ViTConfig(
+        image_size=image_size,
+        patch_size=timm.patch_size,
+        width=timm.embed_dim,
+        blocks=timm.depth - 1,
+        heads=timm.num_heads,
+        mlp_width=int(timm.embed_dim * timm.mlp_ratio),
+        class_token=timm.class_token,
+        registers=timm.reg_tokens,
+        layer_scale=timm.init_values,
+    )
+
+
+def _decoder(text_config: Mapping[str, Any]) -> DecoderConfig:
+    values = {key: text_config.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
+    heads = text_config.get("num_key_value_heads", values["num_attention_heads"])
+    return DecoderConfig(**values, num_key_value_heads=heads)

@@ -1,0 +1,274 @@
+"""Model directories in the published Hugging Face layout, read strictly.
+
+config.json, model.safetensors or model-0000K-of-0000N.safetensors with an index, tokenizer.json and
+preprocessor_config.json; parts that are learnt anew for a robot lie beside them as NAME.safetensors with the key names
+of the published component files. A weight that fails to load is an error that names it, never a random one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.models.prismatic import PrismaticConfig
+from crane_x7_vla.transforms.image import HALF, IMAGENET, ChannelNormalization
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+SHARD_BYTES = 4_900_000_000
+_NAMED = 8
+_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+
+
+def resolve_model(model_id: str) -> Path:
+    """The directory of a base model: ``model_id`` itself, or the local copy of a Hugging Face repository.
+
+    Raises CheckpointError where there is no such directory and the hub does not give it.
+    """
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or path.parent.is_dir():
+        raise CheckpointError(f"base model {model_id} is not a directory; name one with config.json and safetensors")
+    # Imported here: it loads an HTTP client, which models on disk do not need.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"base model {model_id} is no directory here and the Hugging Face hub did not give it "
+            f"({type(error).__name__}). Check the name and the network, log in with: hf auth login (a gated model also "
+            f"needs its licence accepted on its page), or download it elsewhere with: hf download {model_id} "
+            "--local-dir DIR and name DIR"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} lacks {path.name}; is it a complete model directory?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); copy the model again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy the model again")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """What a model directory holds beside weights. normalizations: one per tower. image_size: pixels."""
+
+    published: Mapping[str, Any]
+    tokenizer: Tokenizer
+    normalizations: tuple[ChannelNormalization, ...]
+
+
+def read_assets(directory: Path) -> Assets:
+    """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
+    published = read_json(directory / CONFIG_FILE)
+    read_json(directory / TOKENIZER_FILE)  # says which file is missing or cut off; the Rust side would not
+    tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+    return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
+
+
+def _read_normalizations(directory: Path, towers: int) -> tuple[ChannelNormalization, ...]:
+    path = directory / PREPROCESSOR_FILE
+    entries = read_json(path).get("tvf_normalize_params")
+    try:
+        normalizations = tuple(
+            ChannelNormalization(_triple(entry["mean"]), _triple(entry["std"])) for entry in entries or ()
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: tvf_normalize_params lacks mean and std of three channels ({error})") from error
+    if len(normalizations) != towers:
+        raise CheckpointError(
+            f"{path}: tvf_normalize_params has {len(normalizations)} entries for {towers} vision towers"
+        )
+    return normalizations
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def default_normalizations(towers: int) -> tuple[ChannelNormalization, ...]:
+    """For models made from random weights: ImageNet's for DINOv2, one half for SigLIP."""
+    return (IMAGENET, HALF)[:towers]
+
+
+def weight_files(directory: Path) -> dict[str, Path]:
+    """{key: safetensors file} of a model directory, by its index or its single file. Raises CheckpointError."""
+    index = directory / INDEX_FILE
+    if index.is_file():
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict):
+            raise CheckpointError(f"{index} has no weight_map; copy the model again")
+        files = {key: directory / name for key, name in table.items()}
+        missing = sorted({path.name for path in files.values() if not path.is_file()})
+        if missing:
+            raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {INDEX_FILE} names; copy it again")
+        return files
+    single = directory / WEIGHTS_FILE
+    if not single.is_file():
+        raise CheckpointError(f"{directory} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; is it a model directory?")
+    return dict.fromkeys(tensor_shapes(single), single)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of a safetensors file; raises CheckpointError where it is missing or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} lacks {path.name}; copy the model again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut off ({error}); copy it again") from error
+
+
+def read_tensors(
+    files: Mapping[str, Path], expected: Mapping[str, tuple[int, ...]], *, dead: str | None, source: Path
+) -> dict[str, Tensor]:
+    """Exactly the expected tensors, strictly.
+
+    files: {key: file}. dead: pattern of the keys that may lie there unused; they are the only ones ignored.
+    Raises one CheckpointError that lists what is missing, unexpected or of another shape.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(set(files.values())):
+        shapes |= tensor_shapes(path)
+    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
+    missing = {key for key in expected if key not in shapes}
+    misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
+    if missing or unexpected or misshapen:
+        raise CheckpointError(
+            f"{source} does not fit this model: "
+            + "; ".join(
+                part
+                for part in (
+                    _listing("missing", missing),
+                    _listing("unexpected", unexpected),
+                    _listing(
+                        "of another shape",
+                        {f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in misshapen},
+                    ),
+                )
+                if part
+            )
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(set(files.values())):
+        with safe_open(path, framework="pt") as file:
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in expected}  # noqa: SIM118
+    return tensors
+
+
+def _listing(what: str, names: Collection[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(sorted(names)[:_NAMED])
+    return f"{len(names)} {what}: {shown}" + (", ..." if len(names) > _NAMED else "")
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of a module's state."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def dead_keys(config: PrismaticConfig) -> str:
+    """Pattern of the published trunk's unused weights: each tower's last block, final norm and pooling."""
+    names = ("featurizer", "fused_featurizer")
+    towers = [
+        rf"{name}\.(blocks\.{tower.blocks}|norm|attn_pool)\..*"
+        for name, tower in zip(names, config.towers, strict=False)
+    ]
+    return rf"vision_backbone\.({'|'.join(towers)})"
+
+
+def write_tensors(directory: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES) -> None:
+    """model.safetensors, or shards and an index where the weights are larger than ``shard_bytes``."""
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, value in tensors.items():
+        if shards[-1] and filled + value.nbytes > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = value.detach().contiguous()
+        filled += value.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        return
+    table: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, directory / name, metadata={"format": "pt"})
+        table |= dict.fromkeys(shard, name)
+    total = sum(value.nbytes for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": table}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model(
+    directory: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    assets: Assets,
+    components: Iterable[str] = (),
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """A whole model directory in the published layout.
+
+    tensors: state of the model by its names. components: names of the parts that get a file of their own, such as
+    action_head; the others must be the trunk's published names.
+    """
+    trunk = dict(tensors)
+    for name in components:
+        part = {key.removeprefix(f"{name}."): trunk.pop(key) for key in list(trunk) if key.startswith(f"{name}.")}
+        save_file({key: value.detach().contiguous() for key, value in part.items()}, component_file(directory, name))
+    write_tensors(directory, trunk, shard_bytes=shard_bytes)
+    dtype = str(next(iter(trunk.values())).dtype).removeprefix("torch.")
+    (directory / CONFIG_FILE).write_text(
+        json.dumps({**assets.published, "torch_dtype": dtype}, indent=2) + "\n", encoding="utf-8"
+    )
+    assets.tokenizer.save(str(directory / TOKENIZER_FILE))
+    size = assets.published["image_sizes"][0]
+    preprocessor = {
+        "processor_class": "PrismaticProcessor",
+        "image_processor_type": "PrismaticImageProcessor",
+        "image_resize_strategy": "resize-naive",
+        "use_fused_vision_backbone": len(assets.normalizations) == 2,
+        "input_sizes": [[3, size, size]] * len(assets.normalizations),
+        "interpolations": ["bicubic"] * len(assets.normalizations),
+        "means": [list(entry.mean) for entry in assets.normalizations],
+        "stds": [list(entry.std) for entry in assets.normalizations],
+        "tvf_normalize_params": [
+            {"inplace": False, "mean": list(entry.mean), "std": list(entry.std)} for entry in assets.normalizations
+        ],
+        "tvf_resize_params": [
+            {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]}
+            for _ in assets.normalizations
+        ],
+    }
+    (directory / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+
+
+def component_file(directory: Path, name: str) -> Path:
+    """Where a part learnt anew for a robot lies in a model directory."""
+    return directory / f"{name}.safetensors"

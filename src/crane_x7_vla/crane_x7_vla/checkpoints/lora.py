@@ -1,0 +1,208 @@
+"""Low-rank adapters: adding, saving, restoring and folding them. peft trains them and defines their files.
+
+What is trained in full beside the adapters (a new action head, say) is saved as modules.safetensors in the same
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Conv2d, Linear, LoraModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.errors import CheckpointError, ConfigError
+
+ADAPTERS = "lora_adapters"
+MODULES_FILE = "modules.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_ADAPTER = "default"
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether ``model`` is a peft model."""
+    return isinstance(model, PeftModel)
+
+
+def add_adapters(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str],
+    trained: Sequence[str],
+    without: Sequence[str],
+    base_model: str,
+    seed: int,
+) -> PeftModel:
+    """Freeze ``model``, give its ``targets`` adapters and leave the ``trained`` parts trainable in full, in float32.
+
+    targets: last parts of the names of linear and convolution layers. trained: names of modules or parameters, * stands
+    for any text. without: modules that never get adapters. Raises ConfigError for a name that fits nothing.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    excluded = _pattern(dict.fromkeys([*without, *trained]))
+    layers = [name for name in layers if not re.fullmatch(excluded, name)]
+    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise ConfigError(f"lora_target names '{target}', which no layer is called; expected of {', '.join(known)}")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        exclude_modules=excluded,
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    config.base_model_name_or_path = base_model
+    _train_in_full(adapted, trained)
+    return adapted
+
+
+def save_adapters(model: nn.Module, directory: Path) -> None:
+    """lora_adapters/ in peft's layout, and modules.safetensors with what else is trained, by the bare model's names."""
+    assert isinstance(model, PeftModel)
+    folder = directory / ADAPTERS
+    folder.mkdir()
+    # peft's files say that they are for inference; it decides only whether peft itself would freeze them on loading.
+    config = dataclasses.replace(cast(LoraConfig, model.peft_config[_ADAPTER]), inference_mode=True)
+    config.save_pretrained(str(folder))
+    adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({key: value.contiguous() for key, value in adapters.items()}, folder / _ADAPTER_WEIGHTS)
+    modules = {name: value.detach().contiguous() for name, value in _fully_trained(model)}
+    save_file(modules, directory / MODULES_FILE)
+
+
+def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str]) -> PeftModel:
+    """Put the adapters and modules of a checkpoint on its base model, trainable as they were.
+
+    trained: as in ``add_adapters``. Raises CheckpointError naming the file and the keys that do not fit.
+    """
+    folder = directory / ADAPTERS
+    layouts.read_json(folder / _ADAPTER_CONFIG)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    base_model, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns about any name here
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} does not fit its base model: {error}") from error
+    config.base_model_name_or_path = base_model
+    _train_in_full(adapted, trained)
+    path = folder / _ADAPTER_WEIGHTS
+    adapters = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    set_peft_model_state_dict(adapted, _read_like(path, adapters))
+    modules = dict(_fully_trained(adapted))
+    for name, value in _read_like(directory / MODULES_FILE, modules).items():
+        modules[name].data = value
+    return adapted
+
+
+def _read_like(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    expected = {key: tuple(value.shape) for key, value in like.items()}
+    return layouts.read_tensors(dict.fromkeys(layouts.tensor_shapes(path), path), expected, dead=None, source=path)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldReport:
+    """How much of the adapters survives storing. Errors are relative to the size of the update W' - W (Frobenius norm).
+
+    layers: how many had adapters. update: size of the update relative to the weights. error: of all layers together.
+    worst, worst_layer: of the layer that loses most.
+    """
+
+    layers: int
+    update: float
+    error: float
+    worst: float
+    worst_layer: str
+
+
+def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, FoldReport]:
+    """Add the adapters to the weights in float32 and store them as ``dtype`` (None: as the base has them).
+
+    Storing W + BA in bfloat16 rounds to 8 bits of W, which swallows an update a thousandth of its size almost entirely;
+    the report says how much was lost here. Returns the bare model; ``model`` is consumed.
+    """
+    assert isinstance(model, PeftModel)
+    update = lost = weight = worst = 0.0
+    worst_layer, layers = "", 0
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Linear | Conv2d):
+            continue
+        layers += 1
+        sizes = _fold_layer(layer, dtype)
+        weight, update, lost = weight + sizes.weight, update + sizes.update, lost + sizes.lost
+        if sizes.update and (sizes.lost / sizes.update) ** 0.5 > worst:
+            worst, worst_layer = (sizes.lost / sizes.update) ** 0.5, name.removeprefix(_PREFIX)
+    bare = cast(LoraModel, model.base_model).unload()
+    report = FoldReport(
+        layers=layers,
+        update=(update / weight) ** 0.5 if weight else 0.0,
+        error=(lost / update) ** 0.5 if update else 0.0,
+        worst=worst,
+        worst_layer=worst_layer,
+    )
+    return (bare if dtype is None else bare.to(dtype)), report
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Squared Frobenius norms of a layer's weight, its update, and what storing loses of the update."""
+
+    weight: float
+    update: float
+    lost: float
+
+
+def _fold_layer(layer: Linear | Conv2d, dtype: torch.dtype | None) -> _Sizes:
+    base = cast(nn.Linear, layer.get_base_layer())
+    with torch.no_grad():
+        before = base.weight.data.float()
+        delta = layer.get_delta_weight(_ADAPTER).float()
+        after = (before + delta).to(dtype or base.weight.dtype)
+        base.weight.data = after
+        lost = after.float() - before - delta
+        return _Sizes(float(before.square().sum()), float(delta.square().sum()), float(lost.square().sum()))
+
+
+def _fully_trained(model: PeftModel) -> Iterable[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            yield name.removeprefix(_PREFIX), parameter
+
+
+def _train_in_full(model: PeftModel, names: Sequence[str]) -> None:
+    parameters = {
+        name.removeprefix(_PREFIX): parameter for name, parameter in model.named_parameters() if ".lora_" not in name
+    }
+    for name in names:
+        found = [parameter for key, parameter in parameters.items() if re.fullmatch(_pattern([name]), key)]
+        if not found:
+            tops = ", ".join(sorted({key.split(".")[0] for key in parameters}))
+            raise ConfigError(f"trained_modules names '{name}', which no part of the model is called; it has {tops}")
+        for parameter in found:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def _pattern(names: Iterable[str]) -> str:
+    """Regular expression of the modules named and of all inside them; * in a name stands for any text."""
+    choices = "|".join(re.escape(name).replace(r"\*", ".*") for name in names)
+    return rf"({choices})(\..*)?"

@@ -1,0 +1,74 @@
+"""Between radians and the units a model is trained on: relative or absolute joints, scaled to about [-1, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from crane_x7_vla.data.statistics import NormStats
+
+Normalization = Literal["bounds_q99", "bounds", "zscore"]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRange:
+    """low, high: float32 [D], what -1 and 1 stand for."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def half_span(self) -> np.ndarray:
+        """float32 [D]: the size of one model unit, in the data's units."""
+        return (self.high - self.low) / np.float32(2)
+
+
+def value_range(stats: NormStats, normalization: Normalization, *, span_floor: float) -> ValueRange:
+    """What -1 and 1 stand for: q01 and q99 (OpenVLA's BOUNDS_Q99), min and max, or mean - std and mean + std.
+
+    A span below ``span_floor`` (data's units) is widened about its middle, lest a joint that hardly moves turn sensor
+    noise into the largest part of the loss. Entries whose mask is False stay as they are.
+    """
+    low, high = {
+        "bounds_q99": (stats.q01, stats.q99),
+        "bounds": (stats.min, stats.max),
+        "zscore": (stats.mean - stats.std, stats.mean + stats.std),
+    }[normalization]
+    middle, half = (low + high) / 2, np.maximum(high - low, np.float32(span_floor)) / 2
+    one = np.float32(1)
+    return ValueRange(np.where(stats.mask, middle - half, -one), np.where(stats.mask, middle + half, one))
+
+
+def normalize(values: np.ndarray, scale: ValueRange) -> np.ndarray:
+    """Data's units to model units, float32 [..., D]. Raises ValueError where D differs."""
+    _check(values, scale)
+    return (2 * (values - scale.low) / (scale.high - scale.low) - 1).astype(np.float32)
+
+
+def unnormalize(values: np.ndarray, scale: ValueRange) -> np.ndarray:
+    """Inverse of ``normalize``."""
+    _check(values, scale)
+    return ((values + 1) / 2 * (scale.high - scale.low) + scale.low).astype(np.float32)
+
+
+def relative_to(actions: np.ndarray, anchor: np.ndarray, gripper_index: int) -> np.ndarray:
+    """Absolute targets [..., T, A] rad to offsets from ``anchor`` [..., A]; the gripper stays absolute."""
+    return actions - _offset(anchor, gripper_index)
+
+
+def absolute_from(offsets: np.ndarray, anchor: np.ndarray, gripper_index: int) -> np.ndarray:
+    """Inverse of ``relative_to``."""
+    return offsets + _offset(anchor, gripper_index)
+
+
+def _offset(anchor: np.ndarray, gripper_index: int) -> np.ndarray:
+    offset = anchor.copy()
+    offset[..., gripper_index] = 0
+    return offset[..., None, :]
+
+
+def _check(values: np.ndarray, scale: ValueRange) -> None:
+    if values.shape[-1] != scale.low.size:
+        raise ValueError(f"values have {values.shape[-1]} entries, the statistics {scale.low.size}")
