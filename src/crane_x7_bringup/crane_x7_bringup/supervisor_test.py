@@ -148,10 +148,14 @@ def test_a_stubborn_node_and_what_a_node_has_started_are_killed(
 
 def test_an_exception_in_the_body_stops_the_nodes(tmp_path: Path) -> None:
     lines = Lines()
-    supervisor = Supervisor([node("one")], domain=42, log_dir=tmp_path, sink=lines)
-    with pytest.raises(KeyboardInterrupt), supervisor:
-        lines.wait_for("one", "waits domain 42 pid ")
-        raise KeyboardInterrupt
+
+    def work() -> None:
+        with Supervisor([node("one")], domain=42, log_dir=tmp_path, sink=lines):
+            lines.wait_for("one", "waits domain 42 pid ")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert not alive(int(lines.wait_for("one", "waits domain 42 pid ")))
 
 
