@@ -20,6 +20,10 @@ from crane_x7_vla.errors import USER_ERRORS, ConfigError
 _SPIN_S = 0.1
 
 
+class _Interrupted(BaseException):
+    """A signal came before the node was ready."""
+
+
 class _RosHandler(logging.Handler):
     """Python's log records as the node's, so that modules without ROS are heard in /rosout too."""
 
@@ -44,13 +48,21 @@ def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None =
     with its traceback. What a node has to finish before it goes belongs into its ``destroy_node``, which is called in
     every case.
     """
-    stop = threading.Event()
+    spinning, stop = threading.Event(), threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+        if not spinning.is_set():
+            # Loading a model takes long, nobody should have to wait for it.
+            raise _Interrupted
+
     # rclpy's own handlers shut the context down under a running callback, which ends in an RCLError now and then.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, on_signal)
     try:
         _initialise(args)
         node = create()
+        spinning.set()
         handler = _RosHandler(node)
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.INFO)
@@ -65,6 +77,8 @@ def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None =
     except USER_ERRORS as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 2
+    except _Interrupted:
+        return 0
     finally:
         rclpy.try_shutdown()
     return 0

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.ros
 
 PROGRAM = """
-import logging, sys
+import logging, sys, time
 from rclpy.node import Node
 from crane_x7_vla.errors import DataError
 from crane_x7_vla.nodes.running import run_node
@@ -19,6 +19,9 @@ from crane_x7_vla.nodes.running import run_node
 class Example(Node):
     def __init__(self):
         super().__init__("example")
+        if MODE == "loading":
+            print("loading", flush=True)
+            time.sleep(60)
         if MODE == "start":
             raise DataError("no camera")
         self.create_timer(0.01, self.tick)
@@ -62,6 +65,16 @@ def test_a_signal_ends_the_node_cleanly_with_zero(tmp_path: Path, number: int) -
     assert out.endswith("closed\n")
     assert "Traceback" not in err
     assert "some.module: heard you" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_loads_ends_the_node_at_once(tmp_path: Path, number: int) -> None:
+    process = start(tmp_path, "loading")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
 
 
 @pytest.mark.parametrize(("mode", "line"), [("start", "no camera"), ("callback", "the disk is full")])
