@@ -7,8 +7,11 @@ of the published component files. A weight that fails to load is an error that n
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
 _NAMED = 8
+_FINGERPRINT_VALUES = 64
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 
 
@@ -202,6 +206,39 @@ def dead_keys(config: PrismaticConfig) -> str:
     return rf"vision_backbone\.({'|'.join(towers)})"
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with the usual permissions (the library makes files that only the owner may read).
+
+    Raises OSError where the disk is full or not writable, like any other file.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    path.chmod(mode)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest that tells base models apart: of the first values of every weight, whatever the files and shards."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, which ``tensor_shapes`` has found to be whole."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def write_tensors(directory: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES) -> None:
     """model.safetensors, or shards and an index where the weights are larger than ``shard_bytes``."""
     shards: list[dict[str, Tensor]] = [{}]
@@ -210,15 +247,15 @@ def write_tensors(directory: Path, tensors: Mapping[str, Tensor], *, shard_bytes
         if shards[-1] and filled + value.nbytes > shard_bytes:
             shards.append({})
             filled = 0
-        shards[-1][key] = value.detach().contiguous()
+        shards[-1][key] = value
         filled += value.nbytes
     if len(shards) == 1:
-        save_file(shards[0], directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(directory / WEIGHTS_FILE, shards[0])
         return
     table: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / name, metadata={"format": "pt"})
+        save_tensors(directory / name, shard)
         table |= dict.fromkeys(shard, name)
     total = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": table}
@@ -241,7 +278,7 @@ def write_model(
     trunk = dict(tensors)
     for name in components:
         part = {key.removeprefix(f"{name}."): trunk.pop(key) for key in list(trunk) if key.startswith(f"{name}.")}
-        save_file({key: value.detach().contiguous() for key, value in part.items()}, component_file(directory, name))
+        save_tensors(component_file(directory, name), part)
     write_tensors(directory, trunk, shard_bytes=shard_bytes)
     dtype = str(next(iter(trunk.values())).dtype).removeprefix("torch.")
     (directory / CONFIG_FILE).write_text(

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Conv2d, Linear, LoraModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
@@ -28,11 +27,22 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADAPTER = "default"
+_FINGERPRINT = "base_fingerprint"
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether ``model`` is a peft model."""
     return isinstance(model, PeftModel)
+
+
+def is_adapter_folder(directory: Path) -> bool:
+    """Whether ``directory`` is what peft writes: adapters without a model."""
+    return (directory / _ADAPTER_CONFIG).is_file()
+
+
+def base_model_of(directory: Path) -> str | None:
+    """The base model that an adapter folder names."""
+    return layouts.read_json(directory / _ADAPTER_CONFIG).get("base_model_name_or_path")
 
 
 def add_adapters(
@@ -75,8 +85,11 @@ def add_adapters(
     return adapted
 
 
-def save_adapters(model: nn.Module, directory: Path) -> None:
-    """lora_adapters/ in peft's layout, and modules.safetensors with what else is trained, by the bare model's names."""
+def save_adapters(model: nn.Module, directory: Path, *, base_fingerprint: str) -> None:
+    """lora_adapters/ in peft's layout, and modules.safetensors with what else is trained, by the bare model's names.
+
+    base_fingerprint: of the base model's weights; ``restore_adapters`` compares it.
+    """
     assert isinstance(model, PeftModel)
     folder = directory / ADAPTERS
     folder.mkdir()
@@ -84,18 +97,25 @@ def save_adapters(model: nn.Module, directory: Path) -> None:
     config = dataclasses.replace(cast(LoraConfig, model.peft_config[_ADAPTER]), inference_mode=True)
     config.save_pretrained(str(folder))
     adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({key: value.contiguous() for key, value in adapters.items()}, folder / _ADAPTER_WEIGHTS)
-    modules = {name: value.detach().contiguous() for name, value in _fully_trained(model)}
-    save_file(modules, directory / MODULES_FILE)
+    layouts.save_tensors(folder / _ADAPTER_WEIGHTS, adapters)
+    layouts.save_tensors(
+        directory / MODULES_FILE, dict(_fully_trained(model)), metadata={_FINGERPRINT: base_fingerprint}
+    )
 
 
-def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str]) -> PeftModel:
+def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str], base_fingerprint: str) -> PeftModel:
     """Put the adapters and modules of a checkpoint on its base model, trainable as they were.
 
-    trained: as in ``add_adapters``. Raises CheckpointError naming the file and the keys that do not fit.
+    trained: as in ``add_adapters``. Raises CheckpointError naming the file and the keys that do not fit, or where the
+    base model's weights are not those that the adapters were trained on.
     """
-    folder = directory / ADAPTERS
+    folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
     layouts.read_json(folder / _ADAPTER_CONFIG)
+    layouts.tensor_shapes(modules_file)
+    if layouts.metadata_of(modules_file).get(_FINGERPRINT) != base_fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another base model than the one given; its base was {base_model_of(folder)}"
+        )
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
     base_model, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns about any name here
@@ -109,7 +129,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     adapters = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     set_peft_model_state_dict(adapted, _read_like(path, adapters))
     modules = dict(_fully_trained(adapted))
-    for name, value in _read_like(directory / MODULES_FILE, modules).items():
+    for name, value in _read_like(modules_file, modules).items():
         modules[name].data = value
     return adapted
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from crane_x7_vla.backends.openvla_oft.processor import OpenVLAOFTProcessor
 from crane_x7_vla.checkpoints import layouts, lora
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
-from crane_x7_vla.data.statistics import DatasetStatistics
+from crane_x7_vla.data.statistics import DatasetStatistics, to_json
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.openvla_oft import ACTION_HEAD, PROPRIO, OFTHeadConfig, OpenVLAOFT, new_components
 from crane_x7_vla.robot import RobotSpec
@@ -39,10 +41,11 @@ class OpenVLAOFTBackend:
     ) -> None:
         settings = config.openvla_oft
         self.config = config
-        self.robot = robot
+        self._statistics = statistics
         if directory is None and settings.model_id is not None:
             directory = layouts.resolve_model(settings.model_id)
         self._base = directory
+        self._base_fingerprint = ""  # known once the base is read
         self.assets = _random_assets(settings.architecture) if directory is None else layouts.read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
         self._trunk = trunk_config(self.assets.published, source=source)
@@ -106,9 +109,11 @@ class OpenVLAOFTBackend:
     def save(self, model: nn.Module, directory: Path) -> None:
         """Adapters and fully trained modules, or (without LoRA) the whole model in the published layout."""
         if lora.has_adapters(model):
-            lora.save_adapters(model, directory)
+            lora.save_adapters(model, directory, base_fingerprint=self._base_fingerprint)
         else:
-            layouts.write_model(directory, tensors=model.state_dict(), assets=self.assets, components=self._components)
+            published = {**self.assets.published, "norm_stats": json.loads(to_json(self._statistics))}
+            assets = dataclasses.replace(self.assets, published=published)
+            layouts.write_model(directory, tensors=model.state_dict(), assets=assets, components=self._components)
 
     def restore(self, directory: Path) -> nn.Module:
         """What ``save`` or merge_lora wrote: adapters on the base model, or a whole model."""
@@ -120,7 +125,7 @@ class OpenVLAOFTBackend:
                 "it was saved with"
             )
         base = self._from_base(self._base, quiet=True)
-        model = lora.restore_adapters(base, directory, trained=self._trained)
+        model = lora.restore_adapters(base, directory, trained=self._trained, base_fingerprint=self._base_fingerprint)
         return self._finish(model)
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -139,10 +144,15 @@ class OpenVLAOFTBackend:
                 targets=settings.lora_target,
                 trained=self._trained,
                 without=self._components,
-                base_model=str(self._base),
+                base_model=self._base_name(),
                 seed=self.config.seed,
             )
         )
+
+    def _base_name(self) -> str:
+        """What others can type to get the base model: an absolute path, or a Hugging Face id."""
+        model_id = str(self.config.openvla_oft.model_id)
+        return str(self._base) if Path(model_id).expanduser().is_dir() else model_id
 
     def _finish(self, model: nn.Module) -> nn.Module:
         for name, parameter in model.named_parameters():
@@ -166,6 +176,7 @@ class OpenVLAOFTBackend:
         """The base's trunk, strictly, with its head and proprioception projector where they fit; else new ones."""
         model = self._skeleton()
         weights = self._trunk_weights(base, model)
+        self._base_fingerprint = layouts.fingerprint(weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             fresh = new_components(self._trunk, self._head)

@@ -1,0 +1,167 @@
+"""From observations to chunks of joint targets, given nothing but a model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from crane_x7_vla.backends import backend_class
+from crane_x7_vla.backends.base import Backend
+from crane_x7_vla.checkpoints.lora import ADAPTERS, base_model_of, is_adapter_folder
+from crane_x7_vla.config.base import CameraConfig, VLAConfig
+from crane_x7_vla.config.yaml import load_config
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
+from crane_x7_vla.data.statistics import load_statistics
+from crane_x7_vla.errors import USER_ERRORS, CheckpointError
+from crane_x7_vla.robot import RobotSpec, robot_spec
+from crane_x7_vla.types import ActionChunk, Observation
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """What a policy must be given and what it gives.
+
+    cameras: the images every observation needs, with the topics they come from. action_horizon: rows of a chunk.
+    n_action_steps: rows to execute before asking again. dt: seconds between rows. history: how many entries of
+    ``Observation.past`` it reads. action_form, action_source: what it was trained on; chunks are absolute in any case.
+    """
+
+    robot: RobotSpec
+    cameras: tuple[CameraConfig, ...]
+    action_horizon: int
+    n_action_steps: int
+    dt: float
+    history: int
+    action_form: str
+    action_source: str
+    backend: str
+
+
+class Policy(Protocol):
+    """A policy, in this process or on another machine."""
+
+    spec: PolicySpec
+
+    def infer(
+        self,
+        observations: Sequence[Observation],
+        *,
+        running: Sequence[Any] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> list[ActionChunk]:
+        """One chunk per observation; several are one batch. running: what is being executed, for policies that blend.
+
+        Raises DataError for an observation that lacks what ``spec`` names, FloatingPointError where the model's output
+        is not finite. The caller holds the arm then.
+        """
+        ...
+
+
+class LocalPolicy:
+    """A backend and its model on a device of this machine."""
+
+    def __init__(self, backend: Backend, model: nn.Module, *, device: str = "cpu") -> None:
+        config: VLAConfig = backend.config
+        self._device = _device(device)
+        self._backend = backend
+        # On a CPU float32 is as fast as anything; on a GPU the model runs at the precision it was trained at.
+        precision = config.training.mixed_precision if self._device.type == "cuda" else "no"
+        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._model = (model if self._autocast is not None else model.float()).to(self._device).eval()
+        self.spec = PolicySpec(
+            robot=robot_spec(config.robot),
+            cameras=backend.spec.cameras,
+            action_horizon=backend.spec.action_horizon,
+            n_action_steps=backend.spec.n_action_steps,
+            dt=1.0 / config.data.control_hz,
+            history=backend.spec.history,
+            action_form=backend.spec.action_form,
+            action_source=config.data.action_source,
+            backend=config.backend,
+        )
+
+    def infer(
+        self,
+        observations: Sequence[Observation],
+        *,
+        running: Sequence[Any] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> list[ActionChunk]:
+        """See ``Policy.infer``."""
+        processor = self._backend.processor
+        batch = processor.collate([processor.encode(observation) for observation in observations])
+        batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
+        ):
+            prediction = self._backend.predict(self._model, batch, running=running, rng=rng)
+        actions = processor.decode(prediction, observations)
+        self._check_finite(actions)
+        return [
+            ActionChunk(actions=chunk, dt=self.spec.dt, stamp=observation.stamp)
+            for chunk, observation in zip(actions, observations, strict=True)
+        ]
+
+    def _check_finite(self, actions: np.ndarray) -> None:
+        wrong = np.asarray(~np.isfinite(actions).all(axis=(0, 1)))
+        if wrong.any():
+            joints = [name for name, bad in zip(self.spec.robot.joint_names, wrong, strict=True) if bad]
+            raise FloatingPointError(f"the policy predicted NaN or infinity for {', '.join(joints)}")
+
+
+def load_policy(directory: Path, *, device: str = "cpu") -> LocalPolicy:
+    """The policy of a merged model directory, or of a checkpoint-N with adapters on its base model.
+
+    Raises CheckpointError "Failed to load VLA model: …" that names what is missing and what to type.
+    """
+    try:
+        return _load(Path(directory), device)
+    except USER_ERRORS as error:
+        raise CheckpointError(f"Failed to load VLA model: {error}") from error
+
+
+def _load(directory: Path, device: str) -> LocalPolicy:
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} does not exist; expected a merged model or a checkpoint-N directory")
+    if is_adapter_folder(directory):
+        raise CheckpointError(
+            f"{directory} holds LoRA adapters alone; merge first with: python -m crane_x7_vla.scripts.merge_lora "
+            f"--adapter_path {directory} --output_path {_merged_name(directory)} "
+            f"--base_model {base_model_of(directory) or 'BASE_MODEL'}"
+        )
+    _device(device)  # before minutes of loading
+    for name in (CONFIG_FILE, STATISTICS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory} lacks {name}; expected a merged model or a checkpoint-N directory")
+    config = load_config(directory / CONFIG_FILE)
+    statistics = load_statistics(directory / STATISTICS_FILE)
+    complete = not (directory / ADAPTERS).is_dir()
+    backend: Backend = backend_class(config.backend)(
+        config,
+        robot=robot_spec(config.robot),
+        statistics=statistics,
+        directory=directory if complete else None,
+    )
+    return LocalPolicy(backend, backend.restore(directory), device=device)
+
+
+def _merged_name(adapters: Path) -> Path:
+    """outputs/NAME/checkpoint-N/lora_adapters -> outputs/NAME_merged, as in the documents."""
+    experiment = adapters.resolve().parent.parent
+    return experiment.with_name(f"{experiment.name}_merged")
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError(f"device {name} is not available: torch sees no GPU; use device cpu")
+    return device

@@ -1,0 +1,250 @@
+"""Fold LoRA adapters into their base model: ``python -m crane_x7_vla.scripts.merge_lora``.
+
+Writes a model directory that inference loads, in the published layout, and checks that it gives the actions of the
+unmerged model before it appears under its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crane_x7_vla.backends import backend_class
+from crane_x7_vla.backends.base import Backend
+from crane_x7_vla.checkpoints.lora import ADAPTERS, FoldReport, fold, is_adapter_folder
+from crane_x7_vla.config.base import VLAConfig
+from crane_x7_vla.config.yaml import dump_config, load_config
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
+from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
+from crane_x7_vla.errors import USER_ERRORS, CheckpointError
+from crane_x7_vla.policies.policy import CONFIG_FILE, LocalPolicy, load_policy
+from crane_x7_vla.robot import RobotSpec, robot_spec
+from crane_x7_vla.types import Observation
+
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_PROBES = 4
+_TOLERANCE = 5e-3
+_NOTEWORTHY = 0.1
+_MERGE_INFO = "merge_info.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 with one line for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        merge(
+            arguments.adapter_path,
+            arguments.output_path,
+            base_model=arguments.base_model,
+            dtype=arguments.dtype,
+            tolerance=arguments.tolerance,
+        )
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that must not be written to
+        print(f"error: cannot write {arguments.output_path}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def merge(
+    adapter_path: Path,
+    output_path: Path,
+    *,
+    base_model: str | None = None,
+    dtype: str = "auto",
+    tolerance: float = _TOLERANCE,
+) -> None:
+    """Merge and verify; ``output_path`` appears only when that succeeded.
+
+    adapter_path: checkpoint-N/lora_adapters, or checkpoint-N. base_model: None for the one the checkpoint names.
+    tolerance: largest difference of the actions, rad. Raises CheckpointError.
+    """
+    checkpoint = _checkpoint(adapter_path)
+    if output_path.exists():
+        raise CheckpointError(f"{output_path} exists already; remove it or choose another --output_path")
+    config = _with_base(load_config(_need(checkpoint, CONFIG_FILE)), base_model)
+    statistics = load_statistics(_need(checkpoint, STATISTICS_FILE))
+    robot = robot_spec(config.robot)
+
+    print(f"[1/4] loading {checkpoint / ADAPTERS} on {base_model or _base_of(config)}")
+    backend: Backend = backend_class(config.backend)(config, robot=robot, statistics=statistics)
+    model = backend.restore(checkpoint)
+    stored = next(value.dtype for name, value in model.named_parameters() if name.endswith("base_layer.weight"))
+    probes = _probes(config, robot, statistics, backend)
+    expected = _actions(LocalPolicy(backend, model), probes)
+
+    target = _DTYPES[dtype] or stored
+    print(f"[2/4] folding in float32, storing as {_name(target)}")
+    merged, report = fold(model, dtype=target)
+    _print_report(report, target)
+
+    print(f"[3/4] writing {output_path}")
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output_path.with_name(f".{output_path.name}.unfinished-{os.getpid()}")
+    unfinished.mkdir()
+    try:
+        backend.save(merged, unfinished)
+        (unfinished / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+        shutil.copyfile(checkpoint / STATISTICS_FILE, unfinished / STATISTICS_FILE)
+        del model, merged
+
+        print("[4/4] comparing the actions of the merged directory with those of the adapters on the base")
+        difference = float(np.abs(_actions(load_policy(unfinished), probes) - expected).max())
+        _check(difference, tolerance, dtype)
+        information = {
+            "adapter_path": str(checkpoint / ADAPTERS),
+            "base_model": base_model or _base_of(config),
+            "dtype": _name(target),
+            "largest_action_difference_rad": difference,
+            **dataclasses.asdict(report),
+        }
+        (unfinished / _MERGE_INFO).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
+        _sync(unfinished)
+        unfinished.rename(output_path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"merged and unmerged actions differ by at most {difference:.2g} rad (allowed: {tolerance:g})")
+    print(f"done: {output_path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m crane_x7_vla.scripts.merge_lora", description="Fold LoRA adapters into their base model."
+    )
+    parser.add_argument(
+        "--adapter_path",
+        "--adapter-path",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="checkpoint-N/lora_adapters of an experiment",
+    )
+    parser.add_argument(
+        "--output_path", "--output-path", type=Path, required=True, metavar="DIR", help="model directory to write"
+    )
+    parser.add_argument(
+        "--base_model",
+        "--base-model",
+        metavar="ID",
+        help="base model, a directory or a Hugging Face id; default: the one the checkpoint was trained on",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(_DTYPES),
+        default="auto",
+        help="how the weights are stored; auto: as the base has them. bfloat16 can round small updates away",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=_TOLERANCE,
+        metavar="RAD",
+        help="largest difference between merged and unmerged actions (default: %(default)s)",
+    )
+    return parser
+
+
+def _checkpoint(adapter_path: Path) -> Path:
+    """The checkpoint-N directory of either form of --adapter_path."""
+    adapters = adapter_path / ADAPTERS if (adapter_path / ADAPTERS).is_dir() else adapter_path
+    if not is_adapter_folder(adapters):
+        raise CheckpointError(
+            f"{adapter_path} holds no LoRA adapters; expected outputs/EXPERIMENT/checkpoint-N/{ADAPTERS}"
+        )
+    return adapters.resolve().parent
+
+
+def _need(directory: Path, name: str) -> Path:
+    if not (directory / name).is_file():
+        raise CheckpointError(f"{directory} lacks {name}; merge adapters where training saved them, in checkpoint-N")
+    return directory / name
+
+
+def _with_base(config: VLAConfig, base_model: str | None) -> VLAConfig:
+    if base_model is None:
+        return config
+    block: Any = getattr(config, config.block)
+    return dataclasses.replace(config, **{config.block: dataclasses.replace(block, model_id=base_model)})
+
+
+def _base_of(config: VLAConfig) -> str:
+    return str(getattr(config, config.block).model_id)
+
+
+def _probes(config: VLAConfig, robot: RobotSpec, statistics: DatasetStatistics, backend: Backend) -> list[Observation]:
+    """Observations whose answers are compared: states from the data's range, images of noise and of plain colours."""
+    rng = np.random.default_rng(0)
+    probes: list[Observation] = []
+    for index in range(_PROBES):
+        state = rng.uniform(statistics.state.q01, statistics.state.q99).astype(np.float32)
+        size = (64, 64, 3) if index % 2 else (1, 1, 3)
+        images = {
+            camera.name: np.broadcast_to(rng.integers(0, 256, size, dtype=np.uint8), (64, 64, 3)).copy()
+            for camera in backend.spec.cameras
+        }
+        instruction = config.data.instruction or "pick up the red cube"
+        probes.append(
+            Observation(
+                images=images,
+                state=robot.clamp(state),
+                commanded=robot.clamp(state),
+                instruction=instruction,
+                stamp=0.0,
+            )
+        )
+    return probes
+
+
+def _actions(policy: LocalPolicy, probes: list[Observation]) -> np.ndarray:
+    return np.stack([chunk.actions for chunk in policy.infer(probes)])
+
+
+def _print_report(report: FoldReport, dtype: torch.dtype) -> None:
+    print(
+        f"      {report.layers} layers; the adapters change the weights by {report.update:.2%}; storing as "
+        f"{_name(dtype)} loses {report.error:.2%} of the change (worst: {report.worst:.2%}, {report.worst_layer})"
+    )
+    if report.error > _NOTEWORTHY:
+        print("      that is much: --dtype float32 keeps all of it, at twice the size")
+
+
+def _check(difference: float, tolerance: float, dtype: str) -> None:
+    if not difference <= tolerance:
+        remedy = (
+            "the base model is not the one these adapters were trained on"
+            if dtype == "float32"
+            else ("rounding swallowed the update; store it with: --dtype float32")
+        )
+        raise CheckpointError(
+            f"the merged model's actions differ from the adapters' by {difference:.2g} rad, more than the allowed "
+            f"{tolerance:g}; nothing was written. Probably {remedy}"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
