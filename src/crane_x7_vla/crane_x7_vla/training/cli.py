@@ -1,0 +1,111 @@
+"""``python -m crane_x7_vla.training.cli train|config|evaluate|backends``; ``arguments`` says which flags there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from crane_x7_vla.config.yaml import dump_config
+from crane_x7_vla.errors import USER_ERRORS
+from crane_x7_vla.robot import robot_spec
+from crane_x7_vla.training.arguments import (
+    BackendsCommand,
+    Command,
+    ConfigCommand,
+    EvaluateCommand,
+    TrainCommand,
+    backend_list,
+    config_text,
+    parse_command,
+)
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, 2 for what the user can mend (one line says it), 130 after Ctrl-C."""
+    try:
+        return _dispatch(parse_command(sys.argv[1:] if argv is None else argv, environ=os.environ))
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(command: Command) -> int:
+    """Heavy imports come here, so that help, errors and configs are quick."""
+    if isinstance(command, TrainCommand):
+        return _train(command)
+    if isinstance(command, EvaluateCommand):
+        return _evaluate(command)
+    if isinstance(command, ConfigCommand):
+        return _write_config(command)
+    assert isinstance(command, BackendsCommand)
+    print(backend_list())
+    return 0
+
+
+def _train(command: TrainCommand) -> int:
+    if command.print_config:
+        print(dump_config(command.config, note=lambda path: command.origins[path]), end="")
+        return 0
+    from crane_x7_vla.training.trainer import VLATrainer
+
+    _log_to_stderr()
+    results = VLATrainer(command.config).train()
+    if results.interrupted:
+        print(f"stopped at step {results.step}; go on with: {results.resume}", file=sys.stderr)
+        return INTERRUPTED
+    if _is_main_process():
+        print(f"trained {results.step} steps: {results.checkpoint}")
+    return 0
+
+
+def _evaluate(command: EvaluateCommand) -> int:
+    from crane_x7_vla.training.evaluate import as_json, evaluate_checkpoint, report
+
+    _log_to_stderr()
+    result = evaluate_checkpoint(command.config, command.checkpoint, test_data=command.test_data)
+    robot = robot_spec(command.config.robot)
+    print(report(result, robot))
+    if command.output is not None:
+        command.output.parent.mkdir(parents=True, exist_ok=True)
+        command.output.write_text(as_json(result, robot, command.checkpoint), encoding="utf-8")
+    return 0
+
+
+def _write_config(command: ConfigCommand) -> int:
+    text = config_text(command.config)
+    if command.output is None:
+        print(text, end="")
+    else:
+        command.output.parent.mkdir(parents=True, exist_ok=True)
+        command.output.write_text(text, encoding="utf-8")
+        print(f"wrote {command.output}")
+    return 0
+
+
+def _log_to_stderr() -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:  # so that lines and the progress bar do not write over each other
+        handler = RichHandler(console=console, show_path=False)
+    level = logging.INFO if _is_main_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+def _is_main_process() -> bool:
+    """Whether this is not one of torchrun's further processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

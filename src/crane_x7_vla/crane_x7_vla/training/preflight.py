@@ -1,0 +1,106 @@
+"""Device and precision, and what is checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crane_x7_vla.config.base import TrainingConfig, VLAConfig
+from crane_x7_vla.config.schema import settings, value_at
+from crane_x7_vla.config.yaml import load_config
+from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
+from crane_x7_vla.training.distributed import World
+from crane_x7_vla.training.loading import EpisodeSplit
+from crane_x7_vla.training.record import read_split
+
+logger = logging.getLogger(__name__)
+
+# Settings of the data that change what the model learns; others, such as workers, may change when a run goes on.
+_FIXED_DATA = ("cameras", "instruction", "control_hz", "action_source")
+
+
+def check_device(training: TrainingConfig) -> None:
+    """Raise ConfigError where the device is not there, or cannot compute in the precision asked for."""
+    device = torch.device(training.device)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"device is {training.device}, but torch {torch.__version__} sees {count} GPU(s); "
+                "train on the CPU with: --device cpu"
+            )
+        if training.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("this GPU has no bf16; use --mixed-precision fp16")
+    elif training.mixed_precision == "fp16":
+        raise ConfigError("mixed_precision fp16 needs a GPU; on the CPU use --mixed-precision no, or bf16")
+
+
+def device_of(training: TrainingConfig, world: World) -> torch.device:
+    """The device of this process: under torchrun the GPU of its local rank. Raises ConfigError where there is none."""
+    device = torch.device(training.device)
+    if device.type != "cuda":
+        return device
+    if world.size > 1:
+        if world.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {world.local_rank} of this machine has no GPU; start as many as there are: "
+                f"torchrun --nproc_per_node={torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    return device
+
+
+def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the precision asked for."""
+    dtype = torch.float16 if training.mixed_precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=training.mixed_precision != "no")
+
+
+def check_disk(folder: Path, trained: Mapping[str, Tensor], training: TrainingConfig) -> None:
+    """Raise CheckpointError where not even one checkpoint would fit: weights twice, two moments, perhaps an average."""
+    needed = sum(p.numel() for p in trained.values()) * 4 * (5 if training.ema_decay else 4)
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise CheckpointError(
+            f"{free / 1e9:.1f} GB are free under {place}, a checkpoint takes about {needed / 1e9:.1f} GB; "
+            "free some space or choose another --output-dir"
+        )
+
+
+def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) -> None:
+    """Raise unless a run of ``config`` on these episodes can go on from ``checkpoint``.
+
+    ConfigError where the model or its data are set up differently, DataError where the training episodes are others.
+    Settings of the training may differ; that is said.
+    """
+    if not (checkpoint / "config.yaml").is_file():
+        raise CheckpointError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
+    before = load_config(checkpoint / "config.yaml")
+    if before.backend != config.backend:
+        raise ConfigError(f"{checkpoint} is of backend {before.backend}, this run of {config.backend}")
+    for path in settings(type(config)):
+        old, new = value_at(before, path), value_at(config, path)
+        section, _, name = path.partition(".")
+        if old == new or path == "training.resume_from_checkpoint":
+            continue
+        if section in (config.block, "robot") or (section == "data" and name in _FIXED_DATA):
+            raise ConfigError(
+                f"{path} is {new!r}, but {checkpoint} was trained with {old!r}; "
+                "resume with the same value, or start a new experiment"
+            )
+        if section == "training":
+            logger.info("%s changes from %r to %r", path, old, new)
+    _, trained_on = read_split(checkpoint)
+    if trained_on.fingerprint != split.fingerprint:
+        raise DataError(
+            f"the {len(split.train)} training episodes are not the {len(trained_on.train)} that {checkpoint} was "
+            "trained on; resume with the same episodes, split and seed, or start a new experiment: --experiment-name"
+        )
