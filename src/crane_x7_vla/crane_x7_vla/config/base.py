@@ -71,8 +71,8 @@ class DataConfig:
     """Folder with the recorded episodes (episode_*/episode_*.tfrecord)."""
     format: str = "tfrecord"
     """Format of the episodes; tfrecord is what the recorder writes."""
-    train_split: float = 0.9
-    """Share of the episodes used for training."""
+    train_split: float | None = None
+    """Share of the episodes used for training; none takes all that are not held out."""
     val_split: float = 0.1
     """Share of the episodes held out for evaluation; 0 trains without evaluation."""
     shuffle: bool = True
@@ -99,13 +99,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", tuple(self.cameras))
         require(self.format == "tfrecord", "data.format", self.format, "tfrecord")
-        require(0 < self.train_split <= 1, "data.train_split", self.train_split, "a share in (0, 1]")
         require(0 <= self.val_split < 1, "data.val_split", self.val_split, "a share in [0, 1)")
         require(
-            self.train_split + self.val_split <= 1 + 1e-9,
-            "data.train_split + data.val_split",
-            self.train_split + self.val_split,
-            "at most 1",
+            self.train_split is None or 0 < self.train_split <= 1 - self.val_split + 1e-9,
+            "data.train_split",
+            self.train_split,
+            f"a share above 0 and at most {1 - self.val_split:g}, what val_split leaves; or none for all of that",
         )
         require(
             self.num_workers is None or self.num_workers >= 0,

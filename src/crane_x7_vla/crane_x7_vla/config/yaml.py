@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def dump_config(config: VLAConfig, *, note: Callable[[str], str] | None = None) 
         value = to_plain(value_at(config, path))
         flow = None if isinstance(value, (list, dict)) else False  # [224, 224] and {name: wrist, …} on one line
         text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, width=10_000, allow_unicode=True)
+        if isinstance(value, str) and text.count("\n") > 1:  # no comment may stand inside a text of several lines
+            text = f"{key}: {json.dumps(value, ensure_ascii=False)}"
         first, *rest = text.rstrip("\n").split("\n")
         comment = note(path) if note is not None else ""
         indent = "  " * len(tables)

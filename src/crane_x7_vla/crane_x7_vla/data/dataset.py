@@ -150,16 +150,18 @@ def choose_action_source(episodes: Sequence[LoadedEpisode], action_source: str) 
 
 
 def split_episodes(
-    paths: Sequence[Path], *, train_split: float, val_split: float, seed: int
+    paths: Sequence[Path], *, val_split: float, seed: int, train_split: float | None = None
 ) -> tuple[list[Path], list[Path]]:
     """(training, held-out) episodes: whole episodes, since neighbouring steps of one look alike.
 
-    Depends on the number of episodes and the seed alone; at least one is held out where ``val_split`` > 0.
-    Raises DataError where that leaves none for training.
+    Depends on the number of episodes, the shares and the seed alone; at least one is held out where ``val_split`` > 0.
+    train_split: None for all others. Raises DataError where that leaves none for training.
     """
     order = np.random.default_rng(seed).permutation(len(paths))
     n_val = min(max(1, round(val_split * len(paths))), len(paths)) if val_split > 0 else 0
-    n_train = min(max(1, round(train_split * len(paths))), len(paths) - n_val)
+    n_train = len(paths) - n_val
+    if train_split is not None:
+        n_train = min(n_train, max(1, round(train_split * len(paths))))
     if n_train < 1:
         raise DataError(
             f"{len(paths)} episode(s) cannot be split into training and held-out ones; "

@@ -30,6 +30,7 @@ from crane_x7_vla.config.yaml import (
 from crane_x7_vla.errors import ConfigError
 
 PROGRAM = "python -m crane_x7_vla.training.cli"
+STATISTICS_PROGRAM = "python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats"
 # A setting that is given replaces the other one of the pair from a weaker source: --warmup-ratio a file's warmup_steps.
 _EXCLUSIVE = {"training.warmup_steps": "training.warmup_ratio", "training.warmup_ratio": "training.warmup_steps"}
 # What evaluation may do differently from training; everything else is the checkpoint's own.
@@ -87,6 +88,13 @@ def parse_command(argv: Sequence[str], *, environ: Mapping[str, str]) -> Command
     if command == "evaluate":
         return _parse_evaluate(rest)
     return _parse_config(command, rest, environ)
+
+
+def parse_statistics(argv: Sequence[str], *, environ: Mapping[str, str]) -> ConfigCommand:
+    """What compute_crane_x7_norm_stats was asked: the same settings as training, and the file to write."""
+    command = _parse_config("statistics", argv, environ)
+    assert isinstance(command, ConfigCommand)
+    return command
 
 
 def effective_config(
@@ -153,9 +161,17 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see: {self.prog} --help")
 
 
+def _program(command: str) -> str:
+    return STATISTICS_PROGRAM if command == "statistics" else f"{PROGRAM} {command}".strip()
+
+
 def _parser(command: str, description: str | None = None) -> _Parser:
+    rest = {"": "COMMAND …", "evaluate": "--checkpoint DIR [settings]", "backends": ""}.get(
+        command, "BACKEND [settings]"
+    )
     return _Parser(
-        prog=f"{PROGRAM} {command}".strip(),
+        prog=_program(command),
+        usage=f"{_program(command)} {rest}".rstrip(),
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -171,9 +187,8 @@ def _split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     }
     listing = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
     if not argv or argv[0] in ("-h", "--help"):
-        parser = _parser("", f"commands:\n{listing}\n\nmore: {PROGRAM} COMMAND --help")
-        parser.add_argument("command", choices=tuple(commands))
         if argv:
+            parser = _parser("", f"commands:\n{listing}\n\nmore: {PROGRAM} COMMAND --help")
             parser.print_help()
             parser.exit(0)
         raise ConfigError(f"no command; expected one of {', '.join(commands)}; see: {PROGRAM} --help")
@@ -184,7 +199,7 @@ def _split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     return argv[0], list(argv[1:])
 
 
-def _parse_config(command: str, argv: list[str], environ: Mapping[str, str]) -> TrainCommand | ConfigCommand:
+def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> TrainCommand | ConfigCommand:
     named, file = _find_backend(argv)
     mapping = read_yaml(file) if file is not None else {}
     if file is not None:
@@ -192,10 +207,8 @@ def _parse_config(command: str, argv: list[str], environ: Mapping[str, str]) -> 
         if in_file is not None:
             named[str(file)] = in_file
     if not named and not _wants_help(argv):
-        raise ConfigError(
-            f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: "
-            f"{PROGRAM} {command} {'--backend ' if command == 'config' else ''}{next(iter(BACKENDS))}"
-        )
+        example = f"{_program(command)} {'--backend ' if command == 'config' else ''}{next(iter(BACKENDS))}"
+        raise ConfigError(f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: {example}")
     backend = _agree(named) if named else None
     config_type = config_class(backend) if backend is not None else VLAConfig
     table = flag_table(config_type)
@@ -203,8 +216,9 @@ def _parse_config(command: str, argv: list[str], environ: Mapping[str, str]) -> 
     parser.add_argument("backend", nargs="?", metavar="BACKEND", help=f"one of {', '.join(BACKENDS)}")
     parser.add_argument("--backend", dest="backend_flag", metavar="BACKEND", help="the same, as a flag")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it")
-    if command == "config":
-        parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    if command != "train":
+        place = "standard output" if command == "config" else "dataset_statistics.json in the data root"
+        parser.add_argument("--output", type=Path, metavar="FILE", help=f"file to write (default: {place})")
     else:
         parser.add_argument(
             "--print-config",
@@ -222,7 +236,7 @@ def _parse_config(command: str, argv: list[str], environ: Mapping[str, str]) -> 
         flags=flags,
         flag_names={setting.path: flag for flag, setting in table.items()},
     )
-    if command == "config":
+    if command != "train":
         return ConfigCommand(config=config, output=options.output)
     return TrainCommand(config=config, origins=origins, print_config=options.print_config)
 
@@ -306,9 +320,10 @@ def _description(command: str, backend: str | None) -> str:
     what = {
         "train": "Train a backend on recorded episodes.",
         "config": "Write a config file with every setting of a backend.",
+        "statistics": "Compute what states and actions are normalised with, for data.statistics_path.",
     }[command]
     if backend is None:
-        return f"{what}\n\nSettings of a backend: {PROGRAM} {command} BACKEND --help\n\n{backend_list()}"
+        return f"{what}\n\nSettings of a backend: {_program(command)} BACKEND --help\n\n{backend_list()}"
     return what
 
 

@@ -71,7 +71,7 @@ def prepare_data(config: VLAConfig) -> TrainingData:
     root = Path(data.data_root)
     paths = find_episodes(root)
     train_paths, val_paths = split_episodes(
-        paths, train_split=data.train_split, val_split=data.val_split, seed=config.seed
+        paths, val_split=data.val_split, seed=config.seed, train_split=data.train_split
     )
     num_workers = choose_workers(data, config.training.device)
     cache = data.cache_gb * 1e9 if num_workers == 0 else 0.0

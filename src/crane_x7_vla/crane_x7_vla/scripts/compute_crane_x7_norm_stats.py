@@ -1,0 +1,41 @@
+"""``python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats BACKEND --data-root DIR``.
+
+Writes the statistics that training would compute with the same settings: of the training episodes, in the backend's
+form of action. Training needs no such file; ``--statistics-path`` uses one, and refuses one of other episodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from crane_x7_vla.data.statistics import FILE_NAME, to_json
+from crane_x7_vla.errors import USER_ERRORS
+from crane_x7_vla.training.arguments import parse_statistics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 with one line for what the user can mend."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        command = parse_statistics(sys.argv[1:] if argv is None else argv, environ=os.environ)
+        from crane_x7_vla.training.loading import prepare_data
+
+        config = replace(command.config, data=replace(command.config.data, statistics_path=None))
+        text = to_json(prepare_data(config).statistics)
+        output = command.output or Path(config.data.data_root) / FILE_NAME
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {output}; train with it: --statistics-path {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
