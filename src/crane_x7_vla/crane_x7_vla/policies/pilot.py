@@ -28,12 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What thinking about an observation brought: a chunk, or None and why. latency: s of wall time."""
+    """What thinking about an observation brought: a chunk, or None and why. latency: s of wall time.
 
-    observation: Observation
-    chunk: ActionChunk | None
-    failure: str | None
-    latency: float
+    observation: None where it could not even be assembled.
+    """
+
+    observation: Observation | None
+    chunk: ActionChunk | None = None
+    failure: str | None = None
+    latency: float = 0.0
 
 
 @dataclass(slots=True)
@@ -117,7 +120,7 @@ class Pilot:
         self.latency = answer.latency
         self.clamp_reasons = ()
         self.hold_reason = None
-        if answer.chunk is None:
+        if answer.chunk is None or answer.observation is None:
             self.hold(now, answer.failure or "no answer")
             return False
         rest = upcoming(answer.chunk, now)

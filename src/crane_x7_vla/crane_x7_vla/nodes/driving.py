@@ -1,0 +1,269 @@
+"""When the policy is asked and when targets are sent: lockstep with a simulator, or a stream in real time.
+
+A driver gets every message's stamp from the node's callbacks and owns the pilot. Policies think in a worker thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.nodes.messages import NANOSECONDS
+from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.policies.pilot import Answer, Pilot
+
+# A simulator's clock jumps forward by this at a reset, and an arm unheard for this long may be anywhere, ns.
+GAP = NANOSECONDS
+# Stamps are rounded to ns, so that periods differ by one.
+_ROUNDING = 2
+
+
+class Publish(Protocol):
+    """Sends a target float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns."""
+
+    def __call__(self, target: np.ndarray, *, stamp: int, duration: int) -> None: ...
+
+
+class Worker:
+    """One thread that does one job after the other. What a job raises is raised by ``check``."""
+
+    def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
+        """on_failure: called from the thread, to have ``check`` called soon."""
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._on_failure = on_failure
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is waiting or being done."""
+        with self._lock:
+            return self._unfinished > 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have ``job`` done after those before it."""
+        with self._lock:
+            self._unfinished += 1
+        self._jobs.put(job)
+
+    def check(self) -> None:
+        """Raise what a job raised."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self, patience: float) -> None:
+        """Take no more jobs; waits up to ``patience`` s for the one being done."""
+        self._jobs.put(None)
+        self._thread.join(patience)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001 - check() raises it in the node's thread
+                self._failure = error
+                self._on_failure()
+                return
+            with self._lock:
+                self._unfinished -= 1
+
+
+class LockstepDriver:
+    """Answers each complete instant with exactly one command that carries its stamp, also when holding."""
+
+    def __init__(
+        self,
+        pilot: Pilot,
+        buffer: ObservationBuffer,
+        publish: Publish,
+        instruction: Callable[[], str],
+        worker: Worker,
+    ) -> None:
+        self._pilot = pilot
+        self._buffer = buffer
+        self._publish = publish
+        self._instruction = instruction
+        self._worker = worker
+        self._period = round(pilot.policy.spec.dt * NANOSECONDS)
+        self._running = False
+        self._newest: int | None = None
+        self._answered: int | None = None
+        self._restart = True
+        self._command: np.ndarray | None = None
+
+    @property
+    def pending(self) -> int | None:
+        """The newest instant heard of (ns) that has not been answered."""
+        return self._newest if self._running and self._newest != self._answered else None
+
+    def start(self) -> None:
+        """Answer from now on, beginning with the instant that is being waited for."""
+        self._restart = True
+        self._running = True
+        if self._newest is not None:
+            self.on_message(self._newest)
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._running = False
+
+    def on_message(self, stamp: int) -> None:
+        """A message stamped ``stamp`` ns is in the buffer."""
+        self._newest = stamp
+        if self._running and not self._buffer.missing(stamp):
+            self._worker.submit(lambda: self._step(stamp, None))
+
+    def give_up(self, stamp: int) -> None:
+        """The rest of instant ``stamp`` ns is not coming: hold, so that the simulator can go on."""
+        missing = [source if source == JOINT_STATES else f"camera {source}" for source in self._buffer.missing(stamp)]
+        self._worker.submit(lambda: self._step(stamp, f"no {' and no '.join(missing)} of {stamp / NANOSECONDS:.3f} s"))
+
+    def _step(self, stamp: int, hold: str | None) -> None:
+        """In the worker: decide and publish the command of instant ``stamp`` ns; ``hold`` says why not to think."""
+        if not self._running:
+            return
+        if stamp == self._answered and not self._restart and self._command is not None:
+            # The simulator repeats what nobody has answered: our command was sent before it could hear us.
+            self._publish(self._command, stamp=stamp, duration=self._period)
+            return
+        self._follow_clock(stamp)
+        now, end = stamp / NANOSECONDS, (stamp + self._period) / NANOSECONDS
+        try:
+            if not self._pilot.begun:
+                self._pilot.begin(self._buffer.state(stamp), now)
+            if hold is not None:
+                self._pilot.hold(now, hold)
+            elif self._pilot.needs_chunk(now):
+                observation = self._buffer.observe(
+                    stamp, instruction=self._instruction(), commanded=self._pilot.target(now)
+                )
+                self._pilot.take(self._pilot.think(observation, self._pilot.running(now)), now)
+        except DataError as error:
+            self._pilot.hold(now, str(error))
+        self._answered = stamp
+        if self._pilot.begun:
+            self._command = self._pilot.target(end)
+            self._publish(self._command, stamp=stamp, duration=self._period)
+
+    def _follow_clock(self, stamp: int) -> None:
+        """Start anew after a gap; raises ConfigError when the simulator runs at another rate than the policy."""
+        last, restart = self._answered, self._restart
+        self._restart = False
+        if restart or last is None or stamp < last or stamp - last >= GAP:
+            self._pilot.forget()
+            return
+        if abs(stamp - last - self._period) > _ROUNDING:
+            trained = f"{NANOSECONDS / self._period:g}"
+            raise ConfigError(
+                f"observations come at {NANOSECONDS / (stamp - last):g} Hz, but the policy was trained at "
+                f"{trained} Hz; start the simulator with control_hz:={trained}"
+            )
+
+
+class RealtimeDriver:
+    """Streams interpolated targets; asks the policy about the newest instant whenever a new chunk is due."""
+
+    def __init__(
+        self,
+        pilot: Pilot,
+        buffer: ObservationBuffer,
+        publish: Publish,
+        instruction: Callable[[], str],
+        worker: Worker,
+        *,
+        command_hz: float,
+        max_age: float,
+    ) -> None:
+        """max_age: s, of the newest message of any source, before the arm is held."""
+        self._pilot = pilot
+        self._buffer = buffer
+        self._publish = publish
+        self._instruction = instruction
+        self._worker = worker
+        self._period = round(NANOSECONDS / command_hz)
+        self._max_age = max_age
+        self._tolerance = pilot.policy.spec.dt / 2
+        self._running = False
+        self._last: int | None = None
+        self._asked: int | None = None
+        self._answer: tuple[int, Answer] | None = None
+        # Answers to questions asked before the last hold or start are of no use.
+        self._generation = 0
+
+    def start(self) -> None:
+        """Drive from now on, beginning from where the arm is."""
+        self._forget()
+        self._running = True
+
+    def stop(self, now: int) -> None:
+        """Send the target in force at ``now`` ns once more as the last one, then nothing."""
+        if self._running and self._pilot.begun:
+            self._publish(self._pilot.target(now / NANOSECONDS), stamp=now, duration=self._period)
+        self._forget()
+        self._running = False
+
+    def tick(self, now: int) -> None:
+        """Once per command period, at ``now`` ns of the clock of the stamps."""
+        if not self._running:
+            return
+        instant = self._buffer.newest()
+        problem = self._buffer.problem(now, self._max_age)
+        if problem is not None or instant is None:
+            self._hold(now, problem or "nothing seen yet")
+            return
+        if self._last is not None and (instant < self._last or instant - self._last >= GAP):
+            self._forget()
+        self._last = instant
+        try:
+            if not self._pilot.begun:
+                self._pilot.begin(self._buffer.state(instant, self._tolerance), now / NANOSECONDS)
+        except DataError as error:
+            self._hold(now, str(error))
+            return
+        answer, self._answer = self._answer, None
+        if answer is not None and answer[0] == self._generation:
+            self._pilot.take(answer[1], now / NANOSECONDS)
+        if not self._worker.busy and instant != self._asked and self._pilot.needs_chunk(instant / NANOSECONDS):
+            self._ask(instant)
+        self._send(now)
+
+    def _ask(self, instant: int) -> None:
+        generation = self._generation
+        seconds = instant / NANOSECONDS
+        commanded, running = self._pilot.target(seconds), self._pilot.running(seconds)
+        self._asked = instant
+
+        def think() -> None:
+            try:
+                observation = self._buffer.observe(
+                    instant, instruction=self._instruction(), commanded=commanded, tolerance=self._tolerance
+                )
+            except DataError as error:
+                answer = Answer(observation=None, failure=str(error))
+            else:
+                answer = self._pilot.think(observation, running)
+            self._answer = (generation, answer)
+
+        self._worker.submit(think)
+
+    def _hold(self, now: int, reason: str) -> None:
+        self._generation += 1
+        self._pilot.hold(now / NANOSECONDS, reason)
+        if self._pilot.begun:
+            self._send(now)
+
+    def _forget(self) -> None:
+        self._generation += 1
+        self._last = self._asked = None
+        self._pilot.forget()
+
+    def _send(self, now: int) -> None:
+        self._publish(self._pilot.target((now + self._period) / NANOSECONDS), stamp=now, duration=self._period)

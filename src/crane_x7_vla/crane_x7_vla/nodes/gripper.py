@@ -1,0 +1,67 @@
+"""The gripper as a GripperCommand action server, which is what RT's controllers offer on the real arm.
+
+Used only where control_msgs is installed; elsewhere, and in simulation, the gripper follows a trajectory topic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from rclpy.action import ActionClient
+from rclpy.node import Node
+
+from crane_x7_vla.errors import ConfigError
+
+ACTION = "crane_x7_gripper_controller/gripper_cmd"
+# A goal replaces the one before and makes the controller start anew, so that only real changes are sent, rad.
+SMALLEST_CHANGE = 0.01
+
+INTERFACES = ("auto", "trajectory", "action")
+
+
+def choose_interface(wanted: str, *, lockstep: bool) -> str:
+    """``trajectory`` or ``action`` for the parameter ``gripper_interface``.
+
+    auto is the action where control_msgs is installed, but never in lockstep, which needs a stamped command.
+    Raises ConfigError for another word, and for an action that cannot be had.
+    """
+    installed = importlib.util.find_spec("control_msgs") is not None
+    if wanted not in INTERFACES:
+        raise ConfigError(f"gripper_interface is '{wanted}', expected one of {', '.join(INTERFACES)}")
+    if wanted == "action" and lockstep:
+        raise ConfigError("gripper_interface is 'action', but lockstep needs stamped commands; use trajectory")
+    if wanted == "action" and not installed:
+        raise ConfigError(
+            "gripper_interface is 'action', which needs the package control_msgs; install it with: "
+            "apt install ros-$ROS_DISTRO-control-msgs, or use trajectory"
+        )
+    if wanted == "auto":
+        return "action" if installed and not lockstep else "trajectory"
+    return wanted
+
+
+class GripperAction:
+    """Sends position goals to the gripper's controller; never waits for it."""
+
+    def __init__(self, node: Node, *, max_effort: float) -> None:
+        """max_effort: N·m, 0 leaves it to the controller."""
+        action: Any = importlib.import_module("control_msgs.action").GripperCommand
+        self._goal_type = action.Goal
+        self._client: Any = ActionClient(node, action, ACTION)
+        self._max_effort = max_effort
+        self._sent: float | None = None
+
+    def send(self, position: float) -> bool:
+        """Command ``position`` rad if it differs from the last one sent; whether the controller is there to hear it."""
+        if not self._client.server_is_ready():
+            self._sent = None
+            return False
+        if self._sent is None or abs(position - self._sent) >= SMALLEST_CHANGE:
+            goal = self._goal_type()
+            goal.command.position = float(position)
+            goal.command.max_effort = self._max_effort
+            self._client.send_goal_async(goal)
+            self._sent = position
+        return True
