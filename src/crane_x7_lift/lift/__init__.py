@@ -1,0 +1,3 @@
+from lift.make import make_env
+
+__all__ = ["make_env"]
