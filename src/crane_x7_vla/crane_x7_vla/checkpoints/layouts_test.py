@@ -1,0 +1,198 @@
+"""Published layouts are read strictly: the dead weights are ignored, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
+from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
+from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.models import openvla_oft
+from crane_x7_vla.models.prismatic import PrismaticModel
+
+torch.set_num_threads(1)
+GOLDEN = np.load(Path(openvla_oft.__file__).parent / "testdata" / "openvla_oft.npz")
+META = json.loads(str(GOLDEN["meta"]))
+
+
+def published_config() -> dict[str, object]:
+    """config.json of the golden model: published fields, and what makes its towers small."""
+    towers = [dict(zip(("embed_dim", "depth", "num_heads"), META[name], strict=True)) for name in ("dino", "siglip")]
+    return {
+        **ARCHITECTURES["openvla-7b"],
+        "image_sizes": [META["image_size"]] * 2,
+        "text_config": META["text_config"],
+        "timm_model_kwargs": towers,
+    }
+
+
+@pytest.fixture
+def published() -> dict[str, Tensor]:
+    """Every weight of the published layout, dead ones too; the names are the reference's, not ours."""
+    keys: dict[str, list[int]] = json.loads(str(GOLDEN["plain_keys"]))
+    generator = torch.Generator().manual_seed(0)
+    return {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in keys.items()}
+
+
+def load(directory: Path) -> PrismaticModel:
+    config = trunk_config(layouts.read_json(directory / "config.json"), source=str(directory / "config.json"))
+    model = PrismaticModel(config)
+    tensors = layouts.read_tensors(
+        layouts.weight_files(directory), layouts.shapes_of(model), dead=layouts.dead_keys(config), source=directory
+    )
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def write_shards(directory: Path, tensors: dict[str, Tensor], count: int) -> None:
+    """As transformers' save_pretrained does it."""
+    names = [f"model-{k + 1:05d}-of-{count:05d}.safetensors" for k in range(count)]
+    table = {key: names[index % count] for index, key in enumerate(tensors)}
+    for name in names:
+        save_file({key: value for key, value in tensors.items() if table[key] == name}, directory / name)
+    total = sum(value.nbytes for value in tensors.values())
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": table})
+    )
+    (directory / "config.json").write_text(json.dumps(published_config()))
+
+
+def test_a_sharded_published_model_loads_with_its_dead_weights_left_aside(
+    tmp_path: Path, published: dict[str, Tensor]
+) -> None:
+    write_shards(tmp_path, published, 3)
+    state = load(tmp_path).state_dict()
+    assert all(torch.equal(value, published[key]) for key, value in state.items())
+    dead = set(published) - set(state)
+    assert {key.split(".")[1] + "." + key.split(".")[2] for key in dead} == {
+        "featurizer.blocks",
+        "featurizer.norm",
+        "fused_featurizer.blocks",
+        "fused_featurizer.norm",
+        "fused_featurizer.attn_pool",
+    }
+
+
+def test_a_model_written_in_shards_is_read_back(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    config = published_config()
+    assets = layouts.Assets(config, small_tokenizer(), layouts.default_normalizations(2))
+    layouts.write_model(tmp_path, tensors=published, assets=assets, shard_bytes=5_000_000)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    read = {key: load_file(path)[key] for key, path in layouts.weight_files(tmp_path).items()}
+    assert all(torch.equal(read[key], value) for key, value in published.items())
+    assert layouts.read_assets(tmp_path).normalizations == assets.normalizations
+    assert layouts.read_assets(tmp_path).tokenizer.encode("red").ids == assets.tokenizer.encode("red").ids
+
+
+def test_what_is_missing_unexpected_or_of_another_shape_is_listed_in_one_error(
+    tmp_path: Path, published: dict[str, Tensor]
+) -> None:
+    del published["projector.fc2.weight"]
+    published["projector.fc9.weight"] = torch.zeros(1)
+    published["projector.fc3.bias"] = torch.zeros(7)
+    write_shards(tmp_path, published, 1)
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path)
+    for part in (
+        "1 missing: projector.fc2.weight",
+        "1 unexpected: projector.fc9.weight",
+        "1 of another shape: projector.fc3.bias [7] instead of [64]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_file_cut_off_is_named(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    write_shards(tmp_path, published, 2)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is damaged or cut off"):
+        load(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    write_shards(tmp_path, published, 2)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model-00001-of-00002.safetensors"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+def test_a_missing_or_cut_off_file_beside_the_weights_is_named(tmp_path: Path, name: str) -> None:
+    config = architecture("tiny")
+    assets = layouts.Assets(config, small_tokenizer(), layouts.default_normalizations(2))
+    layouts.write_model(tmp_path, tensors={"x": torch.zeros(1)}, assets=assets)
+    whole = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=rf"{name} is not JSON"):
+        layouts.read_assets(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {name}"):
+        layouts.read_assets(tmp_path)
+
+
+def test_a_full_disk_is_an_os_error_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise layouts.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(layouts, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        layouts.save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    layouts.save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_fingerprint_depends_on_the_weights_and_not_on_their_order() -> None:
+    tensors = {"a": torch.ones(3, 3), "b": torch.zeros(2)}
+    same = layouts.fingerprint(dict(reversed(tensors.items())))
+    assert layouts.fingerprint(tensors) == same
+    assert layouts.fingerprint({**tensors, "a": torch.ones(3, 3) + 1e-3}) != same
+
+
+@pytest.mark.parametrize("name", ["models/nowhere", "nowhere", "/nowhere/at/all"])
+def test_a_base_model_that_is_no_directory_is_an_error_without_asking_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        layouts.resolve_model(name)
+
+
+def test_openvla_7b_has_the_published_number_of_parameters() -> None:
+    """7,541,237,184 in the published safetensors index; those of the blocks that no one reads are not built."""
+    config = trunk_config(architecture("openvla-7b"), source="openvla-7b")
+    with torch.device("meta"):
+        model = PrismaticModel(config)
+    dino, siglip = config.towers
+
+    def block(width: int, mlp: int, scales: int) -> int:
+        return 4 * width + 4 * width * width + 4 * width + 2 * width * mlp + mlp + width + scales * width
+
+    pool = siglip.width + 4 * siglip.width**2 + 6 * siglip.width + 2 * siglip.width * siglip.mlp_width
+    pool += siglip.mlp_width + siglip.width
+    unused = block(dino.width, dino.mlp_width, 2) + 2 * dino.width
+    unused += block(siglip.width, siglip.mlp_width, 0) + 2 * siglip.width + pool
+    assert sum(parameter.numel() for parameter in model.parameters()) + unused == 7_541_237_184
+
+
+def test_a_config_of_something_else_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="model_type is 'llama'"):
+        trunk_config({"model_type": "llama"}, source="config.json")
+    with pytest.raises(CheckpointError, match="unknown vision tower resnet50"):
+        trunk_config({**architecture("tiny"), "timm_model_ids": ["resnet50", "x"]}, source="config.json")
+    with pytest.raises(ConfigError, match="expected one of openvla-7b, tiny"):
+        architecture("huge")
