@@ -233,7 +233,8 @@ def _convert_item(value: Any, kind: type, path: str) -> Any:
     for key in value:
         if key not in known:
             raise ConfigError(f"unknown key '{path}.{key}'; expected one of {', '.join(known)}")
-    return build(kind, {key: convert(item, known[key].type, f"{path}.{key}") for key, item in value.items()})
+    # Not ``build``: a default that follows from another field, such as a topic from the name, must be made anew.
+    return kind(**{key: convert(item, known[key].type, f"{path}.{key}") for key, item in value.items()})
 
 
 def _parse_list(text: str, kind: Any, path: str) -> Any:
