@@ -1,0 +1,124 @@
+"""The scripted expert at the controls: sees joints and the true pose of the object, sends what a teleoperator would."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
+
+from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.nodes.commands import CommandPublisher
+from crane_x7_vla.nodes.messages import NANOSECONDS, joint_state_positions, sensor_qos, stamp_ns
+from crane_x7_vla.nodes.parameters import declare, parameter
+from crane_x7_vla.nodes.running import run_node
+from lift.expert import PickUpExpert
+from lift.make import find_task
+from lift.nodes import topics
+
+NAME = "expert"
+# A simulator's clock jumps forward by this at a reset, ns.
+_GAP = NANOSECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Parameters of the node."""
+
+    env_id: str = parameter("PickUp-CRANE-X7", "task to demonstrate")
+    lockstep: bool = parameter(False, "answer every instant of a lockstep simulator")
+    control_hz: float = parameter(10.0, "commands per second, that of the simulator")
+    autostart: bool = parameter(True, "demonstrate at once; otherwise wait for ~/start")
+
+    def __post_init__(self) -> None:
+        if not self.control_hz > 0:
+            raise ConfigError(f"parameter 'control_hz' must be positive, got {self.control_hz}")
+
+
+class ExpertNode(Node):
+    """Answers each instant with one arm and one gripper command; ``~/start`` and ``~/stop`` control it."""
+
+    def __init__(self) -> None:
+        super().__init__(NAME)
+        settings = declare(self, Settings)
+        task = find_task(settings.env_id)
+        self._robot = task.robot
+        self._expert = PickUpExpert(task)
+        self._period = round(NANOSECONDS / settings.control_hz)
+        self._commands = CommandPublisher(self, self._robot)
+        self._state: tuple[int, np.ndarray] | None = None
+        self._pose: tuple[int, np.ndarray] | None = None
+        self._last: tuple[int, np.ndarray] | None = None
+        self._refused: set[str] = set()
+        qos = sensor_qos(settings.lockstep)
+        self.create_subscription(JointState, topics.JOINT_STATES, self._on_joint_state, qos)
+        self.create_subscription(PoseStamped, topics.OBJECT_POSE, self._on_pose, qos)
+        self.create_service(Trigger, "~/start", self._on_start)
+        self.create_service(Trigger, "~/stop", self._on_stop)
+        self._running = settings.autostart
+
+    def _on_joint_state(self, message: JointState) -> None:
+        try:
+            self._state = (stamp_ns(message.header), joint_state_positions(message, self._robot))
+        except DataError as error:
+            if str(error) not in self._refused:
+                self._refused.add(str(error))
+                self.get_logger().warning(str(error))
+            return
+        self._answer()
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        position, orientation = message.pose.position, message.pose.orientation
+        task_state = np.array(
+            [position.x, position.y, position.z, orientation.w, orientation.x, orientation.y, orientation.z],
+            dtype=np.float32,
+        )
+        self._pose = (stamp_ns(message.header), task_state)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Once joint state and pose are of one instant."""
+        if not self._running or self._state is None or self._pose is None or self._state[0] != self._pose[0]:
+            return
+        stamp, state = self._state
+        last = self._last
+        if last is None or stamp < last[0] or stamp - last[0] >= _GAP:
+            # A new episode: nothing of ours is in force, the arm holds where it is.
+            commanded = state
+        elif stamp == last[0]:
+            # The simulator shows again what nobody seems to have answered.
+            self._commands.publish(last[1], stamp=stamp, duration=self._period)
+            return
+        else:
+            commanded = last[1]
+        target = self._expert.act(state, self._pose[1], commanded)
+        self._last = (stamp, target)
+        self._commands.publish(target, stamp=stamp, duration=self._period)
+
+    def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._running = True
+        self._last = None
+        response.success = True
+        response.message = "demonstrating"
+        self._answer()
+        return response
+
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._running = False
+        response.success = True
+        response.message = "stopped"
+        return response
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """``ros2 run crane_x7_lift expert_node``."""
+    return run_node(NAME, ExpertNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
