@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from importlib.resources import files
 
-import mujoco
 import numpy as np
 
 from crane_x7_vla import kinematics
-from crane_x7_vla.robot import CRANE_X7
+from lift.gravity import GravityModel
 from lift.tasks.pick_up import Task
 
 _OPEN, _CLOSED = 0.60, 0.10
@@ -32,12 +30,7 @@ class PickUpExpert:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._model = mujoco.MjModel.from_xml_path(str(files("lift") / "assets" / "crane_x7.xml"))
-        self._data = mujoco.MjData(self._model)
-        names = CRANE_X7.joint_names
-        self._joints = np.array([self._model.joint(name).qposadr[0] for name in names])
-        self._velocities = np.array([self._model.joint(name).dofadr[0] for name in names])
-        self._stiffness = self._model.actuator_gainprm[:, 0].copy()
+        self._gravity = GravityModel()
 
     def act(self, state: np.ndarray, task_state: np.ndarray, commanded: np.ndarray) -> np.ndarray:
         """Next joint target float32 [8] rad from state [8], task_state [K] and the target in force [8]."""
@@ -65,14 +58,8 @@ class PickUpExpert:
         if target is None:
             target = arm
         joints = np.append(target, opening)
-        joints[:7] += self._sag(state)[:7]
+        joints[:7] += self._gravity.lead(arm)
         return self._task.robot.clamp(joints)
-
-    def _sag(self, state: np.ndarray) -> np.ndarray:
-        """float64 [8] rad by which a target must lead the joints so that the servos' springs carry the arm."""
-        self._data.qpos[self._joints] = state
-        mujoco.mj_forward(self._model, self._data)
-        return self._data.qfrc_bias[self._velocities] / self._stiffness
 
 
 def _toward(way: np.ndarray) -> np.ndarray:

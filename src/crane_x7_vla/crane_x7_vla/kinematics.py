@@ -37,11 +37,11 @@ def _rotation(axis: tuple[float, float, float], angle: float) -> np.ndarray:
 
 def forward(arm: np.ndarray) -> np.ndarray:
     """Arm joints float [7] rad -> float64 [4, 4] pose of gripper_base in base_link, m."""
-    return _chain(arm)[-1]
+    return link_poses(arm)[-1]
 
 
-def _chain(arm: np.ndarray) -> list[np.ndarray]:
-    """Pose of each link after its joint; the joint's axis passes through the pose's origin."""
+def link_poses(arm: np.ndarray) -> list[np.ndarray]:
+    """float64 [4, 4] pose in base_link of each of the seven links; joint i turns about an axis through link i's origin."""
     if len(arm) != len(JOINTS):
         raise ValueError(f"expected {len(JOINTS)} arm joints, got {len(arm)}")
     poses: list[np.ndarray] = []
@@ -62,7 +62,7 @@ def tip(arm: np.ndarray) -> np.ndarray:
 
 def jacobian(arm: np.ndarray) -> np.ndarray:
     """float64 [6, 7]: linear (m/rad) and angular velocity of gripper_base per joint velocity, in base_link."""
-    poses = _chain(arm)
+    poses = link_poses(arm)
     end = poses[-1][:3, 3]
     columns: list[np.ndarray] = []
     for pose, (_, axis) in zip(poses, JOINTS, strict=True):
