@@ -14,10 +14,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crane_x7_vla.data.episode_writer import PARTIAL_SUFFIX, DiskFullError, EpisodeWriter, recover_episode
+from crane_x7_vla.data.episode_writer import (
+    MIN_FREE_BYTES,
+    PARTIAL_SUFFIX,
+    DiskFullError,
+    EpisodeWriter,
+    check_folder,
+    recover_episode,
+)
 from crane_x7_vla.data.metadata import METADATA_NAME, CameraMetadata, EpisodeMetadata, read_metadata, set_success
 from crane_x7_vla.data.step import (
     SCHEMA_VERSION,
+    STATE_SOURCE,
     Step,
     decode_jpeg,
     decode_step,
@@ -28,7 +36,9 @@ from crane_x7_vla.data.tfrecord import RecordFile
 from crane_x7_vla.errors import DataError
 
 __all__ = [
+    "MIN_FREE_BYTES",
     "SCHEMA_VERSION",
+    "STATE_SOURCE",
     "CameraMetadata",
     "DiskFullError",
     "Episode",
@@ -36,6 +46,7 @@ __all__ = [
     "EpisodeMetadata",
     "EpisodeWriter",
     "Step",
+    "check_folder",
     "decode_jpeg",
     "encode_jpeg",
     "jpeg_size",

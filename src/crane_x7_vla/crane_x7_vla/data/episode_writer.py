@@ -161,6 +161,18 @@ class EpisodeWriter:
             raise ValueError("either all steps of an episode have a commanded target or none")
 
 
+def check_folder(root: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
+    """Raise DiskFullError or DataError when no episode could be written to ``root``, which is made if missing."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".recorder-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        _check_space(root, min_free_bytes)
+    except OSError as error:
+        raise _cannot_write(root, error) from error
+
+
 def recover_episode(partial: Path) -> Path:
     """Make a whole episode of the whole records of a ``.partial`` file; returns its path.
 
