@@ -53,6 +53,8 @@ _BASE_FRAME = "base_link"
 _WATCH_S = 0.25
 # An instant that nobody has answered is shown again to those who came late.
 _REPEAT_S = 1.0
+# Between the end of an episode and the next one with auto_reset, so that a recorder can save.
+_PAUSE_S = 1.0
 # A killed node is forgotten by DDS after 20 s (its lease); another arm that is still there then is real.
 _GHOST_S = 25.0
 
@@ -70,6 +72,7 @@ class Settings:
     image_height: int = parameter(128, "image height, pixels")
     max_steps: int = parameter(80, "control periods after which an episode is truncated")
     seed: int = parameter(0, "seed of the next episode; set it, then call lift/reset")
+    auto_reset: bool = parameter(False, "begin the next seed's episode a second after one has ended")
     command_timeout: float = parameter(10.0, "lockstep: end with an error when a command does not come, s of wall time")
     publish_clock: bool = parameter(True, "publish /clock; in real time without it stamps are system time")
     disturbance: float = parameter(0.0, "exploration noise on the executed targets, rad; never on what was commanded")
@@ -125,6 +128,7 @@ class SimNode(Node):
         self._steps = 0
         self._seed = settings.seed
         self._over = False
+        self._over_at = 0.0
         self._observation: Observation | None = None
         self._commands: dict[str, np.ndarray] = {}
         self._setpoints: dict[str, Setpoint] = {}
@@ -185,6 +189,7 @@ class SimNode(Node):
         self._show(observation)
         if not self._over and bool(result.terminated[0] or result.truncated[0]):
             self._over = True
+            self._over_at = time.monotonic()
             end = {
                 "seed": self._seed,
                 "success": bool(result.success[0]),
@@ -297,6 +302,8 @@ class SimNode(Node):
                 )
             if not self._answered and waited > _REPEAT_S and self._observation is not None:
                 self._show(self._observation)
+        if self._over and settings.auto_reset and time.monotonic() - self._over_at > _PAUSE_S:
+            self._begin(self._seed + 1)
         self._look_for_others()
 
     def _look_for_others(self) -> None:

@@ -1,0 +1,47 @@
+"""The simulated arm alone, on the real arm's topics: ros2 launch crane_x7_bringup sim.launch.py."""
+
+# launch is no package of the registry, so it is not there where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+ARGUMENTS = [
+    DeclareLaunchArgument(
+        "lockstep",
+        default_value="false",
+        description="advance only when the commands of the present instant have come, instead of by the clock",
+    ),
+    DeclareLaunchArgument(
+        "control_hz",
+        default_value="10.0",
+        description="control periods per second; observations come at this rate",
+    ),
+    DeclareLaunchArgument(
+        "use_sim_time",
+        default_value="false",
+        description="simulated time on /clock and in every stamp, instead of the system's",
+    ),
+    DeclareLaunchArgument("seed", default_value="0", description="seed of the first episode"),
+    DeclareLaunchArgument(
+        "auto_reset", default_value="false", description="start the next episode a second after one has ended"
+    ),
+]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The launch file of crane_x7_lift with these arguments."""
+    sim = IncludeLaunchDescription(
+        PathJoinSubstitution([FindPackageShare("crane_x7_lift"), "launch", "sim.launch.py"]),
+        launch_arguments={
+            "lockstep": LaunchConfiguration("lockstep"),
+            "control_hz": LaunchConfiguration("control_hz"),
+            "use_sim_time": LaunchConfiguration("use_sim_time"),
+            "seed": LaunchConfiguration("seed"),
+            "auto_reset": LaunchConfiguration("auto_reset"),
+        }.items(),
+    )
+    return LaunchDescription([*ARGUMENTS, sim])
