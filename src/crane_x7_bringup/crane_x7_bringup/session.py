@@ -19,7 +19,6 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -157,10 +156,6 @@ class Session:
         heard = self._listen(f"{node}/status")
         self.wait_until(lambda: bool(heard) and fits(heard[-1]), what, timeout=timeout)
         return heard[-1]
-
-    def subscribe(self, kind: Any, topic: str, keep: Callable[[Any], object], qos: QoSProfile) -> None:
-        """Have ``keep`` called with each message of type ``kind`` on ``topic``, while the session waits for something."""
-        self._node.create_subscription(kind, topic, keep, qos)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
