@@ -109,10 +109,10 @@ class _Totals:
         with np.errstate(invalid="ignore"):
             by_row = error.mean(axis=1) / rows
         return Evaluation(
-            loss=loss / steps,
+            loss=float(loss / steps),
             by_joint=error.sum(axis=0) / rows.sum(),
             by_row=by_row,
             holding=holding.sum(axis=0) / rows.sum(),
-            start_l1_rad=start_error / start_rows if start_rows else float("nan"),
+            start_l1_rad=float(start_error / start_rows) if start_rows else float("nan"),
             n_steps=int(steps),
         )

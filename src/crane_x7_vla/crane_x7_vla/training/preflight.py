@@ -91,7 +91,7 @@ def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) ->
         section, _, name = path.partition(".")
         if old == new or path == "training.resume_from_checkpoint":
             continue
-        if section in (config.block, "robot") or (section == "data" and name in _FIXED_DATA):
+        if section in (config.block, "robot", "seed") or (section == "data" and name in _FIXED_DATA):
             raise ConfigError(
                 f"{path} is {new!r}, but {checkpoint} was trained with {old!r}; "
                 "resume with the same value, or start a new experiment"

@@ -86,7 +86,8 @@ class TrainerState:
             scaler.load_state_dict(dict(self.scaler))
             ema.load(self.ema)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint's {FILE_NAME} does not fit this run: {error}") from error
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint's {FILE_NAME} does not fit this run: {reason}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
 
@@ -109,7 +110,7 @@ def load_state(checkpoint: Path) -> TrainerState:
         best = values.pop("best")
         return TrainerState(best=None if best is None else Best(**best), **values)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); resume from an earlier checkpoint") from error
+        raise CheckpointError(f"{path} is damaged; resume from an earlier checkpoint") from error
 
 
 def restore_weights(model: nn.Module, state: TrainerState) -> None:
