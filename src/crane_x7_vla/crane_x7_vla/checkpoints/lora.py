@@ -19,30 +19,14 @@ from peft.tuners.lora import Conv2d, Linear, LoraModel
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, base_model_of
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
-ADAPTERS = "lora_adapters"
 MODULES_FILE = "modules.safetensors"
-_ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADAPTER = "default"
 _FINGERPRINT = "base_fingerprint"
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether ``model`` is a peft model."""
-    return isinstance(model, PeftModel)
-
-
-def is_adapter_folder(directory: Path) -> bool:
-    """Whether ``directory`` is what peft writes: adapters without a model."""
-    return (directory / _ADAPTER_CONFIG).is_file()
-
-
-def base_model_of(directory: Path) -> str | None:
-    """The base model that an adapter folder names."""
-    return layouts.read_json(directory / _ADAPTER_CONFIG).get("base_model_name_or_path")
 
 
 def add_adapters(
@@ -110,7 +94,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     base model's weights are not those that the adapters were trained on.
     """
     folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
-    layouts.read_json(folder / _ADAPTER_CONFIG)
+    layouts.read_json(folder / ADAPTER_CONFIG)
     layouts.tensor_shapes(modules_file)
     if layouts.metadata_of(modules_file).get(_FINGERPRINT) != base_fingerprint:
         raise CheckpointError(

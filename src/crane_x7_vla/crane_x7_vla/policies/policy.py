@@ -13,7 +13,7 @@ from torch import nn
 
 from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
-from crane_x7_vla.checkpoints.lora import ADAPTERS, base_model_of, is_adapter_folder
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, base_model_of, is_adapter_folder
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.config.yaml import load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +120,13 @@ def test_a_gpu_that_is_not_there_is_said_before_loading(tiny_checkpoint: Path, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CheckpointError, match="torch sees no GPU; use device cpu"):
         load_policy(tiny_checkpoint, device="cuda")
+
+
+def test_a_merged_model_loads_without_peft_and_transformers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    merge(tiny_checkpoint, tmp_path / "merged")
+    code = (
+        "import sys; from crane_x7_vla.policies.policy import load_policy; "
+        f"load_policy({str(tmp_path / 'merged')!r}); print({{'peft', 'transformers'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

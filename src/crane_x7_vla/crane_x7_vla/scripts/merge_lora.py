@@ -21,7 +21,8 @@ import torch
 
 from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
-from crane_x7_vla.checkpoints.lora import ADAPTERS, FoldReport, fold, is_adapter_folder
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, is_adapter_folder
+from crane_x7_vla.checkpoints.lora import FoldReport, fold
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import dump_config, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from crane_x7_vla.backends.base import Batch, Loss, ModelSpec
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.backends.openvla_oft.processor import OpenVLAOFTProcessor
-from crane_x7_vla.checkpoints import layouts, lora
+from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.adapters import ADAPTERS
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
@@ -108,16 +110,16 @@ class OpenVLAOFTBackend:
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Adapters and fully trained modules, or (without LoRA) the whole model in the published layout."""
-        if lora.has_adapters(model):
-            lora.save_adapters(model, directory, base_fingerprint=self._base_fingerprint)
-        else:
+        if isinstance(model, OpenVLAOFT):
             published = {**self.assets.published, "norm_stats": json.loads(to_json(self._statistics))}
             assets = dataclasses.replace(self.assets, published=published)
             layouts.write_model(directory, tensors=model.state_dict(), assets=assets, components=self._components)
+        else:
+            _lora().save_adapters(model, directory, base_fingerprint=self._base_fingerprint)
 
     def restore(self, directory: Path) -> nn.Module:
         """What ``save`` or merge_lora wrote: adapters on the base model, or a whole model."""
-        if not (directory / lora.ADAPTERS).is_dir():
+        if not (directory / ADAPTERS).is_dir():
             return self._prepare(self._read(directory), adapters=False)
         if self._base is None:
             raise CheckpointError(
@@ -125,7 +127,9 @@ class OpenVLAOFTBackend:
                 "it was saved with"
             )
         base = self._from_base(self._base, quiet=True)
-        model = lora.restore_adapters(base, directory, trained=self._trained, base_fingerprint=self._base_fingerprint)
+        model = _lora().restore_adapters(
+            base, directory, trained=self._trained, base_fingerprint=self._base_fingerprint
+        )
         return self._finish(model)
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -136,7 +140,7 @@ class OpenVLAOFTBackend:
         if not (adapters and settings.use_lora):
             return self._finish(model)
         return self._finish(
-            lora.add_adapters(
+            _lora().add_adapters(
                 model,
                 rank=settings.lora_rank,
                 alpha=settings.lora_alpha,
@@ -219,6 +223,13 @@ class OpenVLAOFTBackend:
     def _assign(self, model: OpenVLAOFT, weights: dict[str, Tensor]) -> OpenVLAOFT:
         model.load_state_dict(weights, strict=True, assign=True)
         return model.float() if self.config.training.mixed_precision == "no" else model
+
+
+def _lora() -> ModuleType:
+    """Imported where there are adapters only: merged models need neither peft nor the seconds it takes to import."""
+    from crane_x7_vla.checkpoints import lora
+
+    return lora
 
 
 def _random_assets(name: str) -> layouts.Assets:

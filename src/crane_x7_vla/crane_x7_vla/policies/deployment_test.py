@@ -1,0 +1,56 @@
+"""From episodes to a deployed policy: what training measured is what the merged model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
+from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.config.yaml import load_config
+from crane_x7_vla.data.statistics import load_statistics
+from crane_x7_vla.policies.policy import load_policy
+from crane_x7_vla.robot import CRANE_X7
+from crane_x7_vla.scripts.merge_lora import main
+from crane_x7_vla.training.loading import prepare_data
+from crane_x7_vla.training.trainer import VLATrainer
+
+torch.set_num_threads(1)
+
+
+def test_the_deployed_policy_reproduces_the_training_l1_on_training_frames(
+    tmp_path: Path, tiny_base: Path, record_episodes: Callable[..., Path]
+) -> None:
+    tiny = OpenVLAOFTConfig.tiny()
+    config = replace(
+        tiny,
+        output_dir=str(tmp_path / "outputs"),
+        experiment_name="tiny",
+        data=replace(tiny.data, data_root=str(record_episodes(tmp_path / "episodes", 4)), val_split=0.25),
+        training=replace(tiny.training, max_steps=12, learning_rate=3e-3, save_interval=12),
+        openvla_oft=replace(tiny.openvla_oft, model_id=str(tiny_base), use_lora=True),
+    )
+    checkpoint = VLATrainer(config).train().checkpoint
+    merged = tmp_path / "outputs" / "tiny_merged"
+    assert main(["--adapter_path", str(checkpoint / "lora_adapters"), "--output_path", str(merged)]) == 0
+
+    trained = load_config(checkpoint / "config.yaml")
+    assert isinstance(trained, OpenVLAOFTConfig)
+    samples = list(prepare_data(trained).train)
+    statistics = load_statistics(checkpoint / "dataset_statistics.json")
+    backend = OpenVLAOFTBackend(trained, robot=CRANE_X7, statistics=statistics)
+    batch = backend.processor.collate(
+        [backend.processor.encode(s.observation, s.actions, is_pad=s.is_pad) for s in samples]
+    )
+    with torch.inference_mode():
+        measured = float(backend.loss(backend.restore(checkpoint).eval(), batch).metrics["action_l1_rad"])
+
+    chunks = load_policy(merged).infer([s.observation for s in samples])
+    targets, keep = np.stack([s.actions for s in samples]), ~np.stack([s.is_pad for s in samples])
+    deployed = np.abs(np.stack([chunk.actions for chunk in chunks]) - targets)[keep].mean()
+    # Labels are clipped at the 1st and 99th percentile, targets are not, hence the tolerance.
+    assert abs(deployed - measured) < 0.02 * measured
