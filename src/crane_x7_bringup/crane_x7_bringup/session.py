@@ -17,6 +17,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
@@ -60,6 +61,11 @@ class Session:
         self._heard: dict[str, list[Json]] = {}
         self._reset_stamp = 0
         self._listen("lift/episode")
+
+    @property
+    def node(self) -> Node:
+        """The client's node, for further publishers and subscriptions; it is spun while the session waits."""
+        return self._node
 
     def close(self) -> None:
         """Leave the graph."""
