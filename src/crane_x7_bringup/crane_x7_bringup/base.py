@@ -46,7 +46,7 @@ from lift.make import DEFAULT_CAMERAS
 from lift.rendering import choose_gl
 from lift.tasks.pick_up import COLOURS
 
-BASE_DIRECTORY = Path(__file__).parent / "base"
+BASE_DIRECTORY = Path(__file__).parent / "models" / "openvla-oft-tiny"
 IMAGE_SIZE = 64
 HORIZON = 4
 HEAD = ActionHeadConfig(hidden_dim=128, num_blocks=2)
@@ -70,6 +70,10 @@ _HELD_OUT = 600
 _BATCH = 48
 _LEARNING_RATE = 1e-3
 _WARM_UP = 200
+# The rate stays at its peak for this share of the run, then falls to zero.
+_HOLD = 0.7
+# Share of the batch with one cube alone, at the beginning and from the middle of the run on: first where, then which.
+_ALONE = (0.95, 0.25)
 # Share of the samples whose joint state is hidden, so that the images have to tell.
 _STATE_HIDDEN = 0.3
 # The eight numbers that the slots of a row learn: the named cube's position in base_link, its position from the finger
@@ -165,7 +169,7 @@ def base_assets() -> Assets:
             "vocab_size": _VOCABULARY,
             "hidden_size": 96,
             "intermediate_size": 192,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 3,
             "num_attention_heads": 4,
         },
     }
@@ -192,6 +196,9 @@ class Pretraining:
     def __init__(self, scenes: Scenes, *, seed: int) -> None:
         self._scenes = scenes
         self._rng = np.random.default_rng(seed)
+        is_alone = np.isnan(scenes.others[:, 0, 0])
+        self._alone = _HELD_OUT + np.flatnonzero(is_alone[_HELD_OUT:])
+        self._several = _HELD_OUT + np.flatnonzero(~is_alone[_HELD_OUT:])
         self.assets = base_assets()
         config = base_config()
         # The state is scaled by its spread over the scenes; the demo's own statistics come near that.
@@ -220,10 +227,10 @@ class Pretraining:
 
     def step(self, share: float) -> float:
         """One update; ``share`` in [0, 1] of the run is over. Returns the loss."""
-        rate = _LEARNING_RATE * min(1.0, (self.steps + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * share))
+        fall = min(1.0, (1.0 - share) / (1.0 - _HOLD))
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        rows = self._rng.integers(_HELD_OUT, len(self._scenes), _BATCH)
+            group["lr"] = _LEARNING_RATE * min(1.0, (self.steps + 1) / _WARM_UP) * fall
+        rows = self._choose_rows(share)
         batch = self._batch(rows, training=True)
         hidden = torch.from_numpy(self._rng.random((_BATCH, 1)) < _STATE_HIDDEN)
         batch["proprio"] = batch["proprio"].masked_fill(hidden, 0.0)
@@ -235,6 +242,12 @@ class Pretraining:
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return float(loss.detach())
+
+    def _choose_rows(self, share: float) -> np.ndarray:
+        """int [_BATCH]: scenes of the batch, easy ones first."""
+        first, last = _ALONE
+        alone = self._rng.random(_BATCH) < first + (last - first) * min(1.0, 2 * share)
+        return np.where(alone, self._rng.choice(self._alone, _BATCH), self._rng.choice(self._several, _BATCH))
 
     def evaluate(self) -> dict[str, float]:
         """On held-out scenes: horizontal error in mm for a lone cube and for the named one of several, and the share of
@@ -305,6 +318,7 @@ def make_base(
                 next_report += 0.04
                 console.print(_line(training.steps, losses, training.evaluate()))
                 losses.clear()
+                training.save(directory)
     result = training.evaluate()
     console.print(_line(training.steps, losses or [math.nan], result))
     training.save(directory)

@@ -135,7 +135,7 @@ class TrainingConfig:
     num_epochs: int = 100
     """Passes over the training steps; max_steps and max_minutes may end the run earlier."""
     max_steps: int | None = None
-    """Updates after which training ends, whatever num_epochs says."""
+    """Updates after which training ends, whatever num_epochs says; 0 saves the model as it is before training."""
     max_minutes: float | None = None
     """Minutes after which training ends with a final checkpoint; the learning rate schedule then ends there too."""
     learning_rate: float = 5e-4
@@ -200,7 +200,7 @@ class TrainingConfig:
         ):
             value: float = getattr(self, name)
             require(value >= low and math.isfinite(value), f"training.{name}", value, f"{low} or more")
-        require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "1 or more")
+        require(self.max_steps is None or self.max_steps >= 0, "training.max_steps", self.max_steps, "0 or more")
         require(self.max_minutes is None or self.max_minutes > 0, "training.max_minutes", self.max_minutes, "above 0")
         require(
             self.learning_rate > 0 and math.isfinite(self.learning_rate),

@@ -172,6 +172,10 @@ class _Run:
                 rank=self.world.rank,
                 world=self.world.size,
             )
+        if self.total_steps == 0 and self.last_checkpoint is None:  # what training would start from, for comparison
+            if held_out is not None:
+                self._evaluate(held_out)
+            self._save()
         self.model.train()
         window = MetricWindow()
         interrupted = False
@@ -362,7 +366,7 @@ class _Run:
     def _total_steps(self) -> int:
         per_update = self.together * self.training.gradient_accumulation_steps
         steps = math.ceil(self.training.num_epochs * len(self.data.train) / per_update)
-        return min(steps, self.training.max_steps or steps)
+        return steps if self.training.max_steps is None else min(steps, self.training.max_steps)
 
     def _make_schedule(self) -> Schedule:
         warmup, why = warmup_steps(self.training, self.total_steps)

@@ -374,3 +374,13 @@ def test_the_loss_falls(make_config: MakeConfig) -> None:
     VLATrainer(config).train()
     losses = [line["train/loss"] for line in metric_lines(run_folder(config)) if "train/loss" in line]
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_no_step_at_all_saves_the_model_as_it_is_before_training(make_config: MakeConfig) -> None:
+    """The demo compares the fine-tuned policy with it."""
+    config = make_config(max_steps=0)
+    results = VLATrainer(config).train()
+    assert results.step == 0
+    assert results.checkpoint == run_folder(config) / "checkpoint-0"
+    assert (run_folder(config) / "checkpoint-final").resolve() == results.checkpoint
+    assert [line["step"] for line in metric_lines(run_folder(config)) if "eval/loss" in line] == [0]
