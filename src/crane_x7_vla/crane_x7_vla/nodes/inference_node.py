@@ -292,7 +292,9 @@ class InferenceNode(Node):
     def _tell(self) -> None:
         """Say why the arm holds, or what was clamped, but the same thing only now and then."""
         pilot = self._pilot
-        reason = f"holding: {pilot.hold_reason}" if pilot.hold_reason else "; ".join(pilot.clamp_reasons)
+        reason = "; ".join(pilot.clamp_reasons)
+        if pilot.hold_reason is not None:
+            reason = f"{'holding' if pilot.begun else 'waiting'}: {pilot.hold_reason}"
         if not self._running or not reason:
             return
         # Numbers in it change from tick to tick.
@@ -308,10 +310,10 @@ class InferenceNode(Node):
         newest = self._buffer.newest()
         if not self._running:
             state = "stopped"
-        elif pilot.hold_reason is not None:
-            state = "holding"
+        elif not pilot.begun:
+            state = "waiting"
         else:
-            state = "running" if pilot.begun else "waiting"
+            state = "running" if pilot.hold_reason is None else "holding"
         status = {
             "state": state,
             "instruction": self._instruction,

@@ -149,8 +149,7 @@ class Pilot:
         """Drop the plan, stay at the target in force, and remember why."""
         if self._executor is not None:
             self._executor.hold(now)
-        if self.hold_reason is None:
-            self.counts.holds += 1
+            self.counts.holds += self.hold_reason is None
         self.hold_reason = reason
 
     def _begun(self) -> Executor:
