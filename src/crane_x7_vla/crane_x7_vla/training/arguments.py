@@ -1,33 +1,23 @@
-"""The training command line: a flag for every setting of a config, made from the config's own dataclasses. No torch.
+"""The training commands and the settings each of them ends up with. No torch.
 
-A setting's flag is its path without the section: ``training.batch_size`` is ``--batch-size``,
-``openvla_oft.film.enabled`` is ``--film-enabled`` and ``--no-film-enabled``. Underscores (``--batch_size=8``, as W&B
-sweeps write them), full paths (``--training.batch-size``) and ``--film-enabled=false`` are understood too.
-Precedence: defaults, then environment variables, then the YAML file, then flags.
+Precedence: defaults, environment variables, the checkpoint that is resumed from, the YAML file, flags (``flags``).
 """
 
 from __future__ import annotations
 
 import argparse
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from crane_x7_vla.backends import BACKENDS, backend_entry, config_class
+from crane_x7_vla.checkpoints.store import CheckpointStore
 from crane_x7_vla.config.base import VLAConfig
-from crane_x7_vla.config.schema import Setting, build, describe, parse, settings, to_plain, value_at
-from crane_x7_vla.config.yaml import (
-    OTHER_SPELLINGS,
-    backend_name,
-    dump_config,
-    flatten,
-    load_config,
-    read_yaml,
-    suggest,
-)
-from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.config.schema import build, settings, value_at
+from crane_x7_vla.config.yaml import backend_name, dump_config, flatten, load_config, read_yaml, suggest
+from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.training.flags import add_settings, flag_table, flag_values, normalize, parse_known, switches
 
 PROGRAM = "python -m crane_x7_vla.training.cli"
 STATISTICS_PROGRAM = "python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats"
@@ -83,7 +73,7 @@ def parse_command(argv: Sequence[str], *, environ: Mapping[str, str]) -> Command
     """The command a user typed. Raises ConfigError with one line; ``--help`` prints and exits as argparse does."""
     command, rest = _split_command(argv)
     if command == "backends":
-        _parse_known(_parser("backends"), rest, flags={})
+        parse_known(_parser("backends"), rest, flags={})
         return BackendsCommand()
     if command == "evaluate":
         return _parse_evaluate(rest)
@@ -97,48 +87,26 @@ def parse_statistics(argv: Sequence[str], *, environ: Mapping[str, str]) -> Conf
     return command
 
 
-def effective_config(
-    config_type: type[VLAConfig],
-    *,
-    environ: Mapping[str, str],
-    file: Mapping[str, Any],
-    file_name: str,
-    flags: Mapping[str, Any],
-    flag_names: Mapping[str, str],
-) -> tuple[VLAConfig, Mapping[str, str]]:
-    """(config, origin of each setting) of defaults < environment < file < flags, each {path: value}."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Settings from one source. values: {path: value}. origins: {path: what to call the source}."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
+def merge(layers: Sequence[Layer]) -> Layer:
+    """All settings of ``layers``; later ones win."""
     values: dict[str, Any] = {}
-    origins = dict.fromkeys(settings(config_type), "default")
-    environment, variables = _from_environment(environ)
-    layers = (
-        (environment, variables),
-        (file, dict.fromkeys(file, file_name)),
-        (flags, flag_names),
-    )
-    for layer, names in layers:
-        for path in layer:
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for path, value in layer.values.items():
             rival = _EXCLUSIVE.get(path)
-            if layer[path] is not None and rival is not None and layer.get(rival) is None and rival in values:
+            if value is not None and rival is not None and layer.values.get(rival) is None and rival in values:
                 values[rival] = None
-        values.update(layer)
-        origins.update({path: names[path] for path in layer})
-    return build(config_type, values), origins
-
-
-def flag_table(config_type: type[VLAConfig]) -> dict[str, Setting]:
-    """{'--batch-size': its setting, …}: every setting but the backend's name, other spellings left out.
-
-    Raises ValueError where two settings would have the same flag: one of the fields needs another name.
-    """
-    table: dict[str, Setting] = {}
-    for setting in settings(config_type).values():
-        if setting.path == "backend":
-            continue
-        flag = _flag(setting.path, config_type)
-        if flag in table or flag in ("--config", "--backend", "--output", "--print-config", "--checkpoint"):
-            raise ValueError(f"{setting.path} cannot have the flag {flag}, which is taken")
-        table[flag] = setting
-    return table
+        values.update(layer.values)
+        origins.update(layer.origins)
+    return Layer(values=values, origins=origins)
 
 
 def backend_list() -> str:
@@ -200,12 +168,12 @@ def _split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> TrainCommand | ConfigCommand:
-    named, file = _find_backend(argv)
+    named, file, resume = _find_backend(argv)
     mapping = read_yaml(file) if file is not None else {}
-    if file is not None:
-        in_file = backend_name(mapping, source=str(file))
-        if in_file is not None:
-            named[str(file)] = in_file
+    for source in (file, resume):
+        in_source = None if source is None else backend_name(read_yaml(source), source=str(source))
+        if in_source is not None:
+            named[str(source)] = in_source
     if not named and not _wants_help(argv):
         example = f"{_program(command)} {'--backend ' if command == 'config' else ''}{next(iter(BACKENDS))}"
         raise ConfigError(f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: {example}")
@@ -225,19 +193,22 @@ def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str])
             action="store_true",
             help="print the effective settings and where they come from, and stop",
         )
-    _add_settings(parser, table, config_type)
-    options = _parse_known(parser, _normalize(argv, table), flags=table)
-    flags = _flag_values(options, table)
-    config, origins = effective_config(
-        config_type,
-        environ=environ,
-        file=flatten(mapping, config_type, source=str(file)),
-        file_name=str(file),
-        flags=flags,
-        flag_names={setting.path: flag for flag, setting in table.items()},
-    )
+    add_settings(parser, table, config_type)
+    options = parse_known(parser, normalize(argv, table), flags=table)
+    flags = flag_values(options, table)
+    in_file = flatten(mapping, config_type, source=str(file))
+    layers = [
+        _environment_layer(environ),
+        Layer(values=in_file, origins=dict.fromkeys(in_file, str(file))),
+        Layer(values=flags, origins={setting.path: flag for flag, setting in table.items() if setting.path in flags}),
+    ]
+    if command == "train":
+        layers.insert(1, _resume_layer(merge(layers).values, config_type))
+    merged = merge(layers)
+    config = build(config_type, merged.values)
     if command != "train":
         return ConfigCommand(config=config, output=options.output)
+    origins = {path: merged.origins.get(path, "default") for path in settings(config_type)}
     return TrainCommand(config=config, origins=origins, print_config=options.print_config)
 
 
@@ -255,8 +226,8 @@ def _parse_evaluate(argv: list[str]) -> EvaluateCommand:
         help="YAML file for the settings below; those of the model come from the checkpoint",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the metrics as JSON too")
-    _add_settings(parser, table, VLAConfig, defaults_of="the checkpoint's")
-    options = _parse_known(parser, _normalize(argv, table), flags=table)
+    add_settings(parser, table, VLAConfig, defaults_of="the checkpoint's")
+    options = parse_known(parser, normalize(argv, table), flags=table)
     checkpoint: Path = options.checkpoint
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
@@ -269,7 +240,7 @@ def _parse_evaluate(argv: list[str]) -> EvaluateCommand:
             _agree({str(options.config): in_file, str(checkpoint): trained.backend})
         file = flatten(mapping, type(trained), source=str(options.config))
         values.update({path: value for path, value in file.items() if path in EVALUATION_SETTINGS})
-    values.update(_flag_values(options, table))
+    values.update(flag_values(options, table))
     return EvaluateCommand(
         config=build(type(trained), values),
         checkpoint=checkpoint,
@@ -278,17 +249,14 @@ def _parse_evaluate(argv: list[str]) -> EvaluateCommand:
     )
 
 
-def _find_backend(argv: Sequence[str]) -> tuple[dict[str, str], Path | None]:
-    """({where it is written: backend}, config file), before the flags are known, which depend on the backend."""
-    valueless = {"--print-config", "--help", "-h"}
-    for name in BACKENDS:
-        config_type = config_class(name)
-        table = flag_table(config_type)
-        boolean = {flag for flag, setting in table.items() if setting.type is bool}
-        boolean |= {written for written, flag in _dotted(table).items() if flag in boolean}
-        valueless |= boolean | {"--no-" + flag[2:] for flag in boolean}
+def _find_backend(argv: Sequence[str]) -> tuple[dict[str, str], Path | None, Path | None]:
+    """What must be known before the flags are, which depend on the backend.
+
+    Returns ({where it is written: backend}, the config file, the config of the checkpoint to resume from).
+    """
+    valueless = {"--print-config", "--help", "-h"}.union(*(switches(config_class(name)) for name in BACKENDS))
     named: dict[str, str] = {}
-    file: Path | None = None
+    paths: dict[str, Path] = {}
     position = 0
     while position < len(argv):
         flag, equals, value = argv[position].partition("=")
@@ -296,7 +264,8 @@ def _find_backend(argv: Sequence[str]) -> tuple[dict[str, str], Path | None]:
         if not flag.startswith("-"):
             named.setdefault("the first argument", argv[position - 1])
             continue
-        if flag.replace("_", "-") in valueless:
+        flag = flag.replace("_", "-").replace("--training.", "--")
+        if flag in valueless:
             continue
         if not equals:
             value = argv[position] if position < len(argv) else ""
@@ -304,8 +273,10 @@ def _find_backend(argv: Sequence[str]) -> tuple[dict[str, str], Path | None]:
         if flag == "--backend":
             named["--backend"] = value
         elif flag == "--config":
-            file = Path(value)
-    return named, file
+            paths[flag] = Path(value)
+        elif flag == "--resume-from-checkpoint" and (Path(value) / "config.yaml").is_file():
+            paths[flag] = Path(value) / "config.yaml"
+    return named, paths.get("--config"), paths.get("--resume-from-checkpoint")
 
 
 def _agree(named: Mapping[str, str]) -> str:
@@ -331,116 +302,32 @@ def _wants_help(argv: Sequence[str]) -> bool:
     return "-h" in argv or "--help" in argv
 
 
-def _flag(path: str, config_type: type[VLAConfig]) -> str:
-    section, _, rest = path.partition(".")
-    name = rest if section in ("data", "training", config_type.block) and rest else path
-    return "--" + name.replace(".", "-").replace("_", "-")
-
-
-def _other_flags(setting: Setting, config_type: type[VLAConfig]) -> list[str]:
-    return [_flag(old, config_type) for old, path in OTHER_SPELLINGS.items() if path == setting.path]
-
-
-def _add_settings(
-    parser: argparse.ArgumentParser,
-    table: Mapping[str, Setting],
-    config_type: type[VLAConfig],
-    *,
-    defaults_of: str | None = None,
-) -> None:
-    groups: dict[str, Any] = {}
-    for flag, setting in table.items():
-        section = setting.path.partition(".")[0] if "." in setting.path else "experiment"
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        default = defaults_of or _default_text(setting)
-        text = f"{setting.doc} (default: {default})".replace("%", "%%")
-        names = [flag, *_other_flags(setting, config_type)]
-        if setting.type is bool:
-            groups[section].add_argument(
-                *names, dest=setting.path, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-        else:
-            groups[section].add_argument(
-                *names, dest=setting.path, default=argparse.SUPPRESS, metavar=_metavar(setting), help=text
-            )
-
-
-def _default_text(setting: Setting) -> str:
-    plain = to_plain(setting.default)
-    if isinstance(plain, list) and plain and isinstance(plain[0], dict):
-        return ",".join(str(item["name"]) for item in plain)
-    if isinstance(plain, list):
-        return ",".join(map(str, plain))
-    return "none" if plain is None else str(plain)
-
-
-def _metavar(setting: Setting) -> str:
-    choices = typing.get_args(setting.type)
-    if typing.get_origin(setting.type) is typing.Literal:
-        return "{" + ",".join(map(str, choices)) + "}"
-    return {"an integer": "INT", "a number": "FLOAT", "text": "TEXT"}.get(
-        describe(setting.type).removesuffix(", or none"), "LIST"
-    )
-
-
-def _dotted(table: Mapping[str, Setting]) -> dict[str, str]:
-    """{'--openvla-oft.film.enabled': '--film-enabled', '--film.enabled': the same, …}."""
-    whole = {"--" + setting.path.replace("_", "-"): flag for flag, setting in table.items()}
-    within = {"--" + setting.path.partition(".")[2].replace("_", "-"): flag for flag, setting in table.items()}
-    return {**within, **whole}
-
-
-def _normalize(argv: Sequence[str], table: Mapping[str, Setting]) -> list[str]:
-    """Flags with underscores, full paths or ``=true`` in the spelling that the parser knows."""
-    paths = _dotted(table)
-    boolean = {flag for flag, setting in table.items() if setting.type is bool}
-    result: list[str] = []
-    for token in argv:
-        flag, equals, value = token.partition("=")
-        if flag.startswith("--"):
-            flag = flag.replace("_", "-")
-            negated = flag.startswith("--no-")
-            if "." in flag:
-                flag = paths.get("--" + flag[5:] if negated else flag, flag)
-                flag = "--no-" + flag[2:] if negated and flag in table else flag
-            if flag in boolean and equals:
-                answers = {"true": flag, "1": flag, "false": "--no-" + flag[2:], "0": "--no-" + flag[2:]}
-                if value.lower() not in answers:
-                    raise ConfigError(f"{flag} is {value!r}; expected true or false, or --no-{flag[2:]}")
-                flag, equals, value = answers[value.lower()], "", ""
-        result.append(flag + equals + value)
-    return result
-
-
-def _parse_known(
-    parser: argparse.ArgumentParser, argv: Sequence[str], *, flags: Mapping[str, Setting]
-) -> argparse.Namespace:
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [*flags, *(f"--no-{flag[2:]}" for flag, setting in flags.items() if setting.type is bool)]
-        word = unknown[0].partition("=")[0]
-        hint = suggest(word, known) if word.startswith("-") else ""
-        raise ConfigError(f"unknown argument '{word}'{hint or f'; see: {parser.prog} --help'}")
-    return options
-
-
-def _flag_values(options: argparse.Namespace, table: Mapping[str, Setting]) -> dict[str, Any]:
-    given = vars(options)
+def _environment_layer(environ: Mapping[str, str]) -> Layer:
     values: dict[str, Any] = {}
-    for flag, setting in table.items():
-        if setting.path in given:
-            value = given[setting.path]
-            values[setting.path] = value if isinstance(value, bool) else parse(value, setting.type, flag)
-    return values
-
-
-def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    values: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for variable, path in (("VLA_OUTPUT_DIR", "output_dir"), ("VLA_DATA_ROOT", "data.data_root")):
         if environ.get(variable):
-            values[path], names[path] = environ[variable], variable
+            values[path], origins[path] = environ[variable], variable
     if environ.get("WANDB_MODE", "disabled") != "disabled":
-        values["training.use_wandb"], names["training.use_wandb"] = True, "WANDB_MODE"
-    return values, names
+        values["training.use_wandb"], origins["training.use_wandb"] = True, "WANDB_MODE"
+    return Layer(values=values, origins=origins)
+
+
+def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Layer:
+    """The settings of the checkpoint to resume from, so that they need not be typed again.
+
+    The run goes on in the folder that the checkpoint is in. Empty where ``given`` names no checkpoint.
+    """
+    name = given.get("training.resume_from_checkpoint")
+    if name is None:
+        return Layer(values={}, origins={})
+    defaults = settings(config_type)
+    folder, experiment = (given.get(path, defaults[path].default) for path in ("output_dir", "experiment_name"))
+    checkpoint = CheckpointStore(Path(folder) / experiment).resolve(name)
+    file = checkpoint / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
+    values = flatten(read_yaml(file), config_type, source=str(file))
+    values |= {"output_dir": str(checkpoint.parent.parent), "experiment_name": checkpoint.parent.name}
+    del values["training.resume_from_checkpoint"]
+    return Layer(values=values, origins=dict.fromkeys(values, str(file)))

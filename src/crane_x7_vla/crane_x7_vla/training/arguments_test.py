@@ -9,8 +9,9 @@ import pytest
 from crane_x7_vla.backends import BACKENDS, config_class
 from crane_x7_vla.config.schema import Setting, settings, value_at
 from crane_x7_vla.config.yaml import dump_config
-from crane_x7_vla.errors import ConfigError
-from crane_x7_vla.training.arguments import ConfigCommand, TrainCommand, flag_table, parse_command
+from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.training.arguments import ConfigCommand, EvaluateCommand, TrainCommand, parse_command
+from crane_x7_vla.training.flags import flag_table
 
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
@@ -25,8 +26,13 @@ ACCEPTED = {
     "openvla_oft.prompt": "do {instruction}",
     "openvla_oft.image_aug.hue": "0.1",
 }
-# Settings with only one accepted value in this version, or that another one must match.
-FIXED = {"data.format", "openvla_oft.film.enabled", "openvla_oft.multi_image.num_images"}
+# Settings with only one accepted value in this version, that another one must match, or (the last) with a test below.
+FIXED = {
+    "data.format",
+    "openvla_oft.film.enabled",
+    "openvla_oft.multi_image.num_images",
+    "training.resume_from_checkpoint",
+}
 
 
 def parse_train(*argv: str, environ: Mapping[str, str] = NO_ENVIRONMENT) -> TrainCommand:
@@ -253,7 +259,7 @@ DOCUMENTED = [
     "train --backend openvla-oft --batch-size 4 --grad-accumulation-steps 4",
     "train --backend openvla-oft --gradient-checkpointing",
     "train --backend openvla-oft --lora-rank 16",
-    "train --backend openvla-oft --resume-from-checkpoint /workspace/outputs/crane_x7_openvla/checkpoint-1000",
+    "train --backend openvla-oft --resume-from-checkpoint {checkpoint}",
     "train --backend openvla-oft --instruction pick --num-epochs 3 --warmup-ratio 0.1 --use-lora --lora-rank 32 "
     "--lora-alpha 64 --lora-dropout 0.1 --output-dir /workspace/outputs --save-steps 500 --max-steps 7",
     "evaluate --config {config} --checkpoint {checkpoint} --test-data ./data/test",
@@ -307,6 +313,46 @@ def test_evaluation_takes_the_model_from_the_checkpoint_and_the_rest_from_file_a
     command = parse_command(
         ["evaluate", "--config", str(file), "--checkpoint", str(checkpoint), "--batch-size", "6"], environ={}
     )
-    config = command.config  # pyright: ignore
+    assert isinstance(command, EvaluateCommand)
+    config = command.config
     assert value_at(config, "openvla_oft.lora_rank") == 8
     assert (config.training.batch_size, config.training.device) == (6, "cpu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """checkpoint-1000 of an experiment with settings of its own."""
+    folder = tmp_path / "outputs" / "mine" / "checkpoint-1000"
+    folder.mkdir(parents=True)
+    trained = parse_train(
+        "openvla-oft", "--lora-rank", "8", "--batch-size", "3", "--experiment-name", "old_name"
+    ).config
+    (folder / "config.yaml").write_text(dump_config(trained), encoding="utf-8")
+    return folder
+
+
+def test_a_run_goes_on_with_the_settings_and_in_the_folder_of_its_checkpoint(checkpoint: Path) -> None:
+    for argv in (["openvla-oft"], []):
+        command = parse_train(*argv, "--resume-from-checkpoint", str(checkpoint), "--batch-size", "5")
+        config, origins = command.config, command.origins
+        assert value_at(config, "openvla_oft.lora_rank") == 8
+        assert origins["openvla_oft.lora_rank"] == str(checkpoint / "config.yaml")
+        assert (config.training.batch_size, origins["training.batch_size"]) == (5, "--batch-size")
+        assert config.training.resume_from_checkpoint == str(checkpoint)
+        assert Path(config.output_dir) / config.experiment_name == checkpoint.parent
+
+
+def test_latest_is_the_newest_checkpoint_of_the_experiment(checkpoint: Path) -> None:
+    outputs = str(checkpoint.parents[1])
+    argv = ["openvla-oft", "--output-dir", outputs, "--resume-from-checkpoint", "latest"]
+    assert value_at(parse_train(*argv, "--experiment-name", "mine").config, "openvla_oft.lora_rank") == 8
+    with pytest.raises(CheckpointError, match=r"no checkpoint under .*crane_x7_vla to resume from"):
+        parse_train(*argv)
+
+
+def test_a_checkpoint_that_cannot_be_resumed_from_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"no config.yaml in .*checkpoint-1000"):
+        parse_train("openvla-oft", "--resume-from-checkpoint", str(checkpoint))
+    with pytest.raises(CheckpointError, match=r"no checkpoint nowhere"):
+        parse_train("openvla-oft", "--resume-from-checkpoint", "nowhere")

@@ -91,13 +91,13 @@ def _write_config(command: ConfigCommand) -> int:
 
 
 def _log_to_stderr() -> None:
-    from rich.console import Console
     from rich.logging import RichHandler
 
-    console = Console(stderr=True)
+    from crane_x7_vla.training.logs import terminal
+
     handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:  # so that lines and the progress bar do not write over each other
-        handler = RichHandler(console=console, show_path=False)
+    if terminal().is_terminal:  # so that lines and the progress bar do not write over each other
+        handler = RichHandler(console=terminal(), show_path=False)
     level = logging.INFO if _is_main_process() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -27,6 +28,12 @@ def check_wandb(config: VLAConfig) -> None:
     """Raise ConfigError where W&B is asked for but not installed; before anything heavy starts."""
     if config.training.use_wandb and importlib.util.find_spec("wandb") is None:
         raise ConfigError("use_wandb is set, but wandb is not installed; pip install wandb, or --no-use-wandb")
+
+
+@functools.cache
+def terminal() -> Console:
+    """The one console of this process, on stderr: log lines and the progress bar must know of each other."""
+    return Console(stderr=True)
 
 
 class MetricLog:
@@ -84,7 +91,7 @@ class ProgressDisplay:
     """A bar with the time left on a terminal, a line of the log now and then elsewhere."""
 
     def __init__(self, total_steps: int, *, first_step: int, visible: bool) -> None:
-        console = Console(stderr=True)
+        console = terminal()
         self._bar: Progress | None = None
         self._total = total_steps
         self._visible = visible
