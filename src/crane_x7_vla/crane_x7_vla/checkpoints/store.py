@@ -55,7 +55,7 @@ class CheckpointStore:
         unfinished.mkdir()
         try:
             write(unfinished)
-            _sync_tree(unfinished)
+            sync_tree(unfinished)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -124,7 +124,8 @@ class CheckpointStore:
         return f"; there are: {names}" if names else f"; there is none under {self.root} either"
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Bring a directory and all that is in it to the disk."""
     for directory, _, files in os.walk(folder):
         for file in files:
             _sync(Path(directory) / file)

@@ -23,6 +23,7 @@ from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
 from crane_x7_vla.checkpoints.adapters import ADAPTERS, is_adapter_folder
 from crane_x7_vla.checkpoints.lora import FoldReport, fold
+from crane_x7_vla.checkpoints.store import sync_tree
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import dump_config, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
@@ -112,7 +113,7 @@ def merge(
             **dataclasses.asdict(report),
         }
         (unfinished / _MERGE_INFO).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
-        _sync(unfinished)
+        sync_tree(unfinished)
         unfinished.rename(output_path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -236,15 +237,6 @@ def _check(difference: float, tolerance: float, dtype: str) -> None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_an_interrupted_merge_leaves_nothing_that_looks_whole(
     def interrupt(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_lora, "_sync", interrupt)
+    monkeypatch.setattr(merge_lora, "sync_tree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         main(command(tiny_checkpoint, tmp_path / "merged"))
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
