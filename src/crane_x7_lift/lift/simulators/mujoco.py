@@ -12,12 +12,15 @@ from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.types import Observation
 from lift.interface import CameraView, Simulator, SimulatorSpec, StepResult
 from lift.rendering import INSTALL_HINT
+from lift.tasks.judge import Judge
 from lift.tasks.pick_up import COLOURS, Cube, Task
 
 # Targets are interpolated in pieces of this many physics steps: 10 ms, fine against the servos' response.
 _PIECE = 5
 # Physics steps that let the arm and the object come to rest at a reset.
 _SETTLE = 150
+# What MuJoCo warns of when the physics has diverged; it then starts from its own initial state without another word.
+_DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 _NOISE_MEMORY = 0.7
 # Least distance between where the object is and where it is drawn, m.
 _ELSEWHERE = 0.05
@@ -57,10 +60,11 @@ class MujocoSimulator(Simulator):
         disturbance: float,
         draw_elsewhere: bool,
     ) -> None:
-        """See ``make_env``."""
+        """See ``make_env``; the settings have been checked there, but for what only this simulator knows."""
         spec = scene_spec()
         add_cube(spec, task.cube)
         self._model = spec.compile()
+        self._pieces = _pieces(control_hz, self._model.opt.timestep)
         self._task = task
         robot = task.robot
         self.spec = SimulatorSpec(
@@ -73,28 +77,30 @@ class MujocoSimulator(Simulator):
             instruction=task.instruction,
             task_state_names=task.task_state_names,
         )
-        self._pieces = round(1.0 / control_hz / self._model.opt.timestep / _PIECE)
-        if abs(self._pieces * _PIECE * self._model.opt.timestep - 1.0 / control_hz) > 1e-9:
-            raise ValueError(
-                f"control_hz {control_hz} is not a whole number of {_PIECE * self._model.opt.timestep} s pieces"
-            )
         self._joints = np.array([self._model.joint(name).qposadr[0] for name in robot.joint_names])
         self._velocities = np.array([self._model.joint(name).dofadr[0] for name in robot.joint_names])
         self._second_finger = self._model.joint("crane_x7_gripper_finger_b_joint").qposadr[0]
         self._cube = self._model.joint(task.cube.name).qposadr[0]
-        self._hold_steps = round(task.hold_s * control_hz)
+        self._judge = Judge(task, num_envs=num_envs, control_hz=control_hz, max_steps=max_steps)
         self._disturbance = disturbance
         self._draw_elsewhere = draw_elsewhere
         self._data = [mujoco.MjData(self._model) for _ in range(num_envs)]
         self._drawn = mujoco.MjData(self._model)
-        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
         self._target = np.zeros((num_envs, robot.size))
         self._noise = np.zeros((num_envs, robot.size))
         self._offset = np.zeros((num_envs, 2))
         self._rngs = [np.random.default_rng(0) for _ in range(num_envs)]
-        self._steps = np.zeros(num_envs, dtype=np.int64)
-        self._held = np.zeros(num_envs, dtype=np.int64)
         self._observations: list[Observation | None] = [None] * num_envs
+        self._closed = False
+        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
+        try:
+            for camera in cameras:
+                _check_camera(self._model, camera)
+                if _size(camera) not in self._renderers:
+                    self._renderers[_size(camera)] = new_renderer(self._model, camera)
+        except ConfigError:
+            self.close()
+            raise
 
     def reset(self, seeds: np.ndarray, mask: np.ndarray | None = None) -> list[Observation]:
         """See ``Simulator.reset``."""
@@ -104,6 +110,12 @@ class MujocoSimulator(Simulator):
             raise ValueError(f"seeds must be int64 [{self.spec.num_envs}], got {seeds.dtype} {list(seeds.shape)}")
         if chosen.shape != (self.spec.num_envs,) or chosen.dtype != np.bool_:
             raise ValueError(f"mask must be bool [{self.spec.num_envs}], got {chosen.dtype} {list(chosen.shape)}")
+        if (seeds[chosen] < 0).any():
+            raise ValueError(f"seeds must be 0 or more, got {seeds[chosen].min()}")
+        unknown = [env for env in np.flatnonzero(~chosen).tolist() if self._observations[env] is None]
+        if unknown:
+            raise ValueError(f"environments {unknown} were never reset; the first reset must be of all")
+        self._check_open()
         for env in np.flatnonzero(chosen):
             self._reset(int(env), int(seeds[env]))
         return self._all_observations()
@@ -130,8 +142,8 @@ class MujocoSimulator(Simulator):
         self._rngs[env] = np.random.default_rng([seed, 1])
         self._noise[env] = 0.0
         self._offset[env] = self._elsewhere(seed, start.position) if self._draw_elsewhere else 0.0
-        self._steps[env] = 0
-        self._held[env] = 0
+        self._check_physics(env)
+        self._judge.begin(env, self.task_state[env])
         self._observations[env] = self._observe(env)
 
     def _elsewhere(self, seed: int, position: np.ndarray) -> np.ndarray:
@@ -152,21 +164,21 @@ class MujocoSimulator(Simulator):
             raise ValueError("actions hold a value that is not finite")
         if any(observation is None for observation in self._observations):
             raise ValueError("step before reset; reset every environment once")
+        self._check_open()
+        targets = self.spec.robot.clamp(actions).astype(np.float64)
         for env in range(self.spec.num_envs):
-            self._advance(env, actions[env].astype(np.float64))
+            self._advance(env, targets[env])
+            self._check_physics(env)
         task_state = self.task_state
-        self._steps += 1
-        self._held = np.where(self._task.lifted(task_state), self._held + 1, 0)
-        success = self._held >= self._hold_steps
-        terminated = success | self._task.lost(task_state)
+        outcome = self._judge.judge(task_state)
         for env in range(self.spec.num_envs):
             self._observations[env] = self._observe(env)
         return StepResult(
             observations=self._all_observations(),
-            reward=success.astype(np.float32),
-            terminated=terminated,
-            truncated=self._steps >= self.spec.max_steps,
-            success=success,
+            reward=outcome.success.astype(np.float32),
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+            success=outcome.success,
             task_state=task_state,
         )
 
@@ -191,9 +203,6 @@ class MujocoSimulator(Simulator):
         return np.stack([data.qpos[self._cube : self._cube + 7] for data in self._data]).astype(np.float32)
 
     def _all_observations(self) -> list[Observation]:
-        missing = [env for env, observation in enumerate(self._observations) if observation is None]
-        if missing:
-            raise ValueError(f"environments {missing} were never reset; the first reset must be of all")
         return [observation for observation in self._observations if observation is not None]
 
     def _observe(self, env: int) -> Observation:
@@ -203,7 +212,7 @@ class MujocoSimulator(Simulator):
             state=data.qpos[self._joints].astype(np.float32),
             commanded=self._target[env].astype(np.float32),
             instruction=self.spec.instruction,
-            stamp=float(self._steps[env]) / self.spec.control_hz,
+            stamp=float(self._judge.steps[env]) / self.spec.control_hz,
         )
 
     def _render(self, env: int) -> dict[str, np.ndarray]:
@@ -216,18 +225,41 @@ class MujocoSimulator(Simulator):
         return {camera.name: self._draw(camera) for camera in self.spec.cameras}
 
     def _draw(self, camera: CameraView) -> np.ndarray:
-        size = (camera.height, camera.width)
-        if size not in self._renderers:
-            self._renderers[size] = new_renderer(self._model, camera)
-        renderer = self._renderers[size]
+        renderer = self._renderers[_size(camera)]
         renderer.update_scene(self._drawn, camera.name)
         return renderer.render()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the simulator is closed")
+
+    def _check_physics(self, env: int) -> None:
+        data = self._data[env]
+        if any(data.warning[kind].number for kind in _DIVERGED):
+            raise FloatingPointError(f"the physics of environment {env} diverged at {data.time:.3f} s")
+
     def close(self) -> None:
         """See ``Simulator.close``."""
+        self._closed = True
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
+
+
+def _pieces(control_hz: float, timestep: float) -> int:
+    """Pieces of a control period; raises ConfigError where they do not fill it."""
+    piece = _PIECE * timestep
+    pieces = round(1.0 / control_hz / piece)
+    if abs(pieces * piece - 1.0 / control_hz) > 1e-9:
+        raise ConfigError(
+            f"control_hz is {control_hz:g}, but a control period must be a whole number of {1000 * piece:g} ms; "
+            "expected for example 5, 10, 20, 25, 50 or 100"
+        )
+    return pieces
+
+
+def _size(camera: CameraView) -> tuple[int, int]:
+    return camera.height, camera.width
 
 
 def place_for_drawing(model: mujoco.MjModel, data: mujoco.MjData) -> None:
@@ -238,14 +270,28 @@ def place_for_drawing(model: mujoco.MjModel, data: mujoco.MjData) -> None:
 
 
 def new_renderer(model: mujoco.MjModel, camera: CameraView) -> mujoco.Renderer:
-    """A renderer of the camera's size; raises ConfigError when OpenGL does not start or the camera is unknown."""
-    names = [model.camera(i).name for i in range(model.ncam)]
-    if camera.name not in names:
-        raise ConfigError(f"unknown camera '{camera.name}'; the scene has {', '.join(names)}")
+    """A renderer of the camera's size.
+
+    Raises ConfigError when the scene has no such camera, the image is too large, or OpenGL does not start.
+    """
+    _check_camera(model, camera)
     try:
         return mujoco.Renderer(model, height=camera.height, width=camera.width)
     except (mujoco.FatalError, ImportError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ConfigError(
-            f"OpenGL ({os.environ.get('MUJOCO_GL', 'unset')}) does not start: {error}. Install Mesa's software "
-            f"renderer with: {INSTALL_HINT}, then unset MUJOCO_GL or set it to osmesa"
+            f"OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}) does not start: {reason}. Install Mesa's software "
+            f"renderer with: {INSTALL_HINT}, then set MUJOCO_GL=osmesa"
         ) from error
+
+
+def _check_camera(model: mujoco.MjModel, camera: CameraView) -> None:
+    names = [model.camera(i).name for i in range(model.ncam)]
+    if camera.name not in names:
+        raise ConfigError(f"unknown camera '{camera.name}'; the scene has {', '.join(names)}")
+    width, height = model.vis.global_.offwidth, model.vis.global_.offheight
+    if not (1 <= camera.width <= width and 1 <= camera.height <= height):
+        raise ConfigError(
+            f"images of camera '{camera.name}' are to be {camera.width} x {camera.height} pixels; expected 1 x 1 to "
+            f"{width} x {height}"
+        )
