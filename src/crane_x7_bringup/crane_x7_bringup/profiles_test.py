@@ -161,6 +161,15 @@ def test_each_argument_sets_the_same_parameters_through_the_launch_files(profile
     assert reached == {(a.name, node, parameter) for a in profile.arguments for node, parameter in a.targets}
 
 
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_included_launch_files_do_not_share_their_arguments(profile: Profile) -> None:
+    """launch gives the params_file of the first included file to the second too, unless each is in a group."""
+    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    includes = list(calls(tree, "IncludeLaunchDescription"))
+    assert includes
+    assert len(includes) == 1 or len(list(calls(tree, "GroupAction"))) == len(includes)
+
+
 @pytest.mark.parametrize("node", ["sim", "vla_inference"])
 def test_launch_files_of_the_packages_start_what_the_profiles_start(node: str) -> None:
     package, file = PACKAGE_FILES[node]

@@ -3,7 +3,7 @@
 # launch is no package of the registry, so it is not there where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -82,4 +82,5 @@ def generate_launch_description() -> LaunchDescription:
             "camera_names": "[primary, wrist]",
         }.items(),
     )
-    return LaunchDescription([*ARGUMENTS, sim, expert, recorder])
+    # A group keeps an included file's arguments to itself; params_file of the first would be that of the second too.
+    return LaunchDescription([*ARGUMENTS, GroupAction([sim]), expert, GroupAction([recorder])])

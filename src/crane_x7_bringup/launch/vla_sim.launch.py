@@ -3,7 +3,7 @@
 # launch is no package of the registry, so it is not there where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
@@ -66,4 +66,5 @@ def generate_launch_description() -> LaunchDescription:
             "autostart": LaunchConfiguration("autostart"),
         }.items(),
     )
-    return LaunchDescription([*ARGUMENTS, sim, inference])
+    # A group keeps an included file's arguments to itself; params_file of the first would be that of the second too.
+    return LaunchDescription([*ARGUMENTS, GroupAction([sim]), GroupAction([inference])])

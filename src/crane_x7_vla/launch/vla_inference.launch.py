@@ -4,12 +4,13 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from launch.actions import DeclareLaunchArgument, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -39,14 +40,21 @@ def typed(name: str, kind: type) -> ParameterValue:
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
+def end_with_node(event: ProcessExited, _: LaunchContext) -> Shutdown:
+    """Without the node there is nothing to launch; its failure is the launch's, which a mere shutdown would hide."""
+    if event.returncode != 0:
+        raise RuntimeError(f"the inference node ended with exit code {event.returncode}")
+    return Shutdown(reason="the inference node ended")
+
+
 def generate_launch_description() -> LaunchDescription:
-    """One node, its parameter file and the arguments laid over it; without the node there is nothing to launch."""
+    """One node, its parameter file and the arguments laid over it."""
     inference = Node(
         package="crane_x7_vla",
         executable="vla_inference_node",
         name="vla_inference",
         output="screen",
-        on_exit=Shutdown(reason="the inference node ended"),
+        on_exit=end_with_node,
         parameters=[
             LaunchConfiguration("params_file"),
             {
