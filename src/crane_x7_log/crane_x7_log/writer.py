@@ -62,11 +62,18 @@ class EpisodeThread:
         self._clock = clock
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
-        self._waiting = threading.Semaphore(queue_steps)
+        # Each counted up by one thread only.
+        self._handed = 0
+        self._taken = 0
         self._writer: EpisodeWriter | None = None
         self._broken = ""
         self._thread = threading.Thread(target=self._run, name="episode writer", daemon=True)
         self._thread.start()
+
+    @property
+    def backlog(self) -> int:
+        """Steps that wait for the disk."""
+        return self._handed - self._taken
 
     def check(self) -> None:
         """Raise DataError when an episode could not be written now."""
@@ -80,10 +87,11 @@ class EpisodeThread:
 
     def write(self, step: Step) -> None:
         """Hand over a step; raises DataError when too many are waiting for the disk."""
-        if not self._waiting.acquire(blocking=False):
+        if self.backlog >= self._queue_steps:
             raise DataError(
                 f"the disk of {self._root} is too slow, {self._queue_steps} steps wait for it; record to a faster one"
             )
+        self._handed += 1
         self._work.put(lambda: self._step(step))
 
     def finish(self, ending: Ending) -> None:
@@ -136,7 +144,7 @@ class EpisodeThread:
         self._writer, self._broken = writer, ""
 
     def _step(self, step: Step) -> None:
-        self._waiting.release()
+        self._taken += 1
         if self._writer is not None and not self._broken:
             self._writer.write(step)
 

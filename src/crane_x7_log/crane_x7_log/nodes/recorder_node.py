@@ -12,6 +12,7 @@ On SIGINT or SIGTERM an episode that was not stopped is kept as ``.partial``, an
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,8 @@ from crane_x7_vla.nodes.messages import (
 from crane_x7_vla.nodes.parameters import current, declare, parameter
 from crane_x7_vla.nodes.running import run_node
 from crane_x7_vla.robot import robot_spec
+
+logger = logging.getLogger(__name__)
 
 Response = TypeVar("Response", Trigger.Response, SetBool.Response)
 
@@ -196,7 +199,7 @@ class RecorderNode(Node):
     def _reject(self, source: str, error: DataError) -> None:
         if self._last_problem.get(source) != str(error):  # a source that is wrong is wrong many times a second
             self._last_problem[source] = str(error)
-            self.get_logger().warning(f"{source}: {error}")
+            logger.warning("%s: %s", source, error)
         self._recorder.reject(source, str(error))
 
     def _start(self) -> str:
@@ -221,7 +224,7 @@ class RecorderNode(Node):
         except (RefusedError, *USER_ERRORS) as error:
             response.message = str(error)
             response.success = False
-        (self.get_logger().info if response.success else self.get_logger().error)(response.message)
+        logger.log(logging.INFO if response.success else logging.ERROR, "%s", response.message)
         self._publish_status(time.monotonic())
         return response
 
@@ -239,7 +242,7 @@ class RecorderNode(Node):
             self._event, self._published, self._published_at = event, status, now
         if status.waiting_for and now - self._hinted_at >= _HINT_S:
             self._hinted_at = now
-            self.get_logger().warning(f"waiting for {'; '.join(status.waiting_for)}")
+            logger.warning("waiting for %s", "; ".join(status.waiting_for))
 
 
 def main(args: Sequence[str] | None = None) -> int:
