@@ -17,17 +17,19 @@ GRIPPER_TOPIC = "crane_x7_gripper_controller/joint_trajectory"
 class CommandPublisher:
     """Publishes one target of all joints as the two trajectories that the controllers expect."""
 
-    def __init__(self, node: Node, robot: RobotSpec, *, gripper: GripperAction | None = None) -> None:
-        """gripper: drives the gripper by action instead of by trajectory."""
+    def __init__(
+        self, node: Node, robot: RobotSpec, *, gripper_topic: bool = True, gripper_action: GripperAction | None = None
+    ) -> None:
+        """gripper_topic, gripper_action: which of them the gripper is driven by."""
         self._arm = list(robot.arm_indices)
         self._gripper_index = robot.gripper_index
         self._arm_names = [robot.joint_names[i] for i in robot.arm_indices]
         self._gripper_names = [robot.joint_names[robot.gripper_index]]
         self._arm_publisher = node.create_publisher(JointTrajectory, ARM_TOPIC, command_qos())
         self._gripper_publisher = None
-        if gripper is None:
+        if gripper_topic:
             self._gripper_publisher = node.create_publisher(JointTrajectory, GRIPPER_TOPIC, command_qos())
-        self._gripper_action = gripper
+        self._gripper_action = gripper_action
 
     def publish(self, target: np.ndarray, *, stamp: int, duration: int) -> None:
         """target: float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns."""
@@ -36,5 +38,5 @@ class CommandPublisher:
             self._gripper_publisher.publish(
                 trajectory_message(self._gripper_names, stamp, [duration], target[[self._gripper_index]][None])
             )
-        elif self._gripper_action is not None:
+        if self._gripper_action is not None:
             self._gripper_action.send(float(target[self._gripper_index]))

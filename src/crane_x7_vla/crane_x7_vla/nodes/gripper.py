@@ -1,6 +1,7 @@
-"""The gripper as a GripperCommand action server, which is what RT's controllers offer on the real arm.
+"""How the gripper is driven: by a trajectory topic, or by the GripperCommand action of RT's controllers.
 
-Used only where control_msgs is installed; elsewhere, and in simulation, the gripper follows a trajectory topic.
+The action is there only where control_msgs is installed; the simulated arm and a JointTrajectoryController take the
+topic.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ SMALLEST_CHANGE = 0.01
 INTERFACES = ("auto", "trajectory", "action")
 
 
-def choose_interface(wanted: str, *, lockstep: bool) -> str:
-    """``trajectory`` or ``action`` for the parameter ``gripper_interface``.
+def choose_interface(wanted: str, *, lockstep: bool) -> tuple[str, ...]:
+    """``trajectory``, ``action`` or both, for the parameter ``gripper_interface``.
 
-    auto is the action where control_msgs is installed, but never in lockstep, which needs a stamped command.
+    auto is both where control_msgs is installed: whichever controller runs hears one of them. In lockstep it is the
+    trajectory, because a simulator needs a stamped command.
     Raises ConfigError for another word, and for an action that cannot be had.
     """
     installed = importlib.util.find_spec("control_msgs") is not None
@@ -38,8 +40,8 @@ def choose_interface(wanted: str, *, lockstep: bool) -> str:
             "apt install ros-$ROS_DISTRO-control-msgs, or use trajectory"
         )
     if wanted == "auto":
-        return "action" if installed and not lockstep else "trajectory"
-    return wanted
+        return ("trajectory", "action") if installed and not lockstep else ("trajectory",)
+    return (wanted,)
 
 
 class GripperAction:

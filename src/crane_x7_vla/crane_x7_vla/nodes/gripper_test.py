@@ -55,18 +55,18 @@ def test_only_changes_are_sent_and_a_restarted_controller_gets_its_goal_again() 
 
 
 @pytest.mark.usefixtures("control_msgs")
-def test_where_control_msgs_is_installed_auto_is_the_action_but_for_lockstep() -> None:
-    assert choose_interface("auto", lockstep=False) == "action"
-    assert choose_interface("auto", lockstep=True) == "trajectory"
-    assert choose_interface("action", lockstep=False) == "action"
-    assert choose_interface("trajectory", lockstep=False) == "trajectory"
+def test_where_control_msgs_is_installed_auto_is_both_but_for_lockstep() -> None:
+    assert choose_interface("auto", lockstep=False) == ("trajectory", "action")
+    assert choose_interface("auto", lockstep=True) == ("trajectory",)
+    assert choose_interface("action", lockstep=False) == ("action",)
+    assert choose_interface("trajectory", lockstep=False) == ("trajectory",)
     with pytest.raises(ConfigError, match="lockstep needs stamped commands"):
         choose_interface("action", lockstep=True)
 
 
 def test_without_control_msgs_auto_is_the_topic_and_action_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gripper.importlib.util, "find_spec", lambda name: None)
-    assert choose_interface("auto", lockstep=False) == "trajectory"
+    assert choose_interface("auto", lockstep=False) == ("trajectory",)
     with pytest.raises(ConfigError, match="needs the package control_msgs; install it with: apt install"):
         choose_interface("action", lockstep=False)
     with pytest.raises(ConfigError, match="gripper_interface is 'hand'"):

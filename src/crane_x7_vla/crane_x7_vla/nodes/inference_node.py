@@ -70,7 +70,7 @@ class Settings:
     workspace_upper: tuple[float, ...] = parameter(
         _LIMITS.workspace_upper, "x, y, z the finger tips must stay below, m"
     )
-    gripper_interface: str = parameter("auto", "trajectory, action (needs control_msgs), or auto")
+    gripper_interface: str = parameter("auto", "trajectory, action (needs control_msgs), or auto: both where possible")
     gripper_effort: float = parameter(0.0, "max_effort of gripper goals, N·m; 0 leaves it to the controller")
     lockstep_patience: float = parameter(2.0, "wait for the rest of an instant before holding, s of wall time")
     dry_run: bool = parameter(False, "do everything but send commands")
@@ -139,7 +139,8 @@ class InferenceNode(Node):
         self._commands = CommandPublisher(
             self,
             spec.robot,
-            gripper=GripperAction(self, max_effort=settings.gripper_effort) if gripper == "action" else None,
+            gripper_topic="trajectory" in gripper,
+            gripper_action=GripperAction(self, max_effort=settings.gripper_effort) if "action" in gripper else None,
         )
         self._wake = self.create_guard_condition(self._on_wake)
         self._worker = Worker("inference", self._wake.trigger)
@@ -182,7 +183,8 @@ class InferenceNode(Node):
             f"{spec.backend} policy on {settings.model_path or 'no path'}: {spec.action_horizon} actions at "
             f"{1 / spec.dt:g} Hz, {self._pilot.n_action_steps} executed; cameras "
             + (", ".join(f"{name} on {topic}" for name, topic in topics.items()) or "none")
-            + (f"; gripper by {gripper}; dry run, nothing is sent" if settings.dry_run else f"; gripper by {gripper}")
+            + f"; gripper by {' and '.join(gripper)}"
+            + ("; dry run, nothing is sent" if settings.dry_run else "")
         )
         if settings.autostart:
             self._start()
