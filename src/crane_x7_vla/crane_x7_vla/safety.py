@@ -27,9 +27,9 @@ class SafetyLimits:
     """What a chunk is held against.
 
     max_age: s, observations older than this are not acted upon (nor ones as far in the future).
-    velocity_scale: allowed share of ``RobotSpec.max_velocity``, in (0, 1].
-    max_jump: rad, how far an arm joint's first target may be from the target in force. The gripper may snap shut, so
-    it is limited in speed only.
+    velocity_scale: allowed share of ``RobotSpec.max_velocity``, (0, 1]. At 1 the gripper may be told to snap shut, as
+    by a GripperCommand goal; its servo keeps its own speed.
+    max_jump: rad, how far an arm joint's first target may be from the target in force.
     workspace_lower, workspace_upper: m, the box in base_link in which the finger tips must stay; the lower z is the
     table.
     """
@@ -161,6 +161,8 @@ def _within_reach(
     """Rows float32 [T, A] inside the workspace, each reachable from the one before at the allowed speed."""
     arm = np.array(robot.arm_indices)
     speed = limits.velocity_scale * np.array(robot.max_velocity)
+    if limits.velocity_scale == 1.0:
+        speed[robot.gripper_index] = np.inf
     low, high = np.array(limits.workspace_lower), np.array(limits.workspace_upper)
     previous = current.astype(np.float64)
     outside_before = _outside(previous[arm], low, high)
@@ -170,16 +172,18 @@ def _within_reach(
     for number, row in enumerate(rows.astype(np.float64)):
         # The first row must be reached in what is left of its period.
         span = min(max(chunk.due(number) - now, 0.0), chunk.dt)
-        reach = speed * span
-        wanted = row.copy()
-        outside = _outside(wanted[arm], low, high)
+        reach = speed * span if span > 0 else np.zeros(robot.size)
+        wanted = row
+        outside = _outside(row[arm], low, high)
         if outside > _TIP_TOLERANCE:
             pulled_back = max(pulled_back, outside)
-            wanted[arm] = _toward_workspace(wanted[arm], low, high)
+            wanted = row.copy()
+            wanted[arm] = _toward_workspace(row[arm], low, high)
             wanted = np.clip(wanted, robot.lower, robot.upper)
         slowed |= np.abs(wanted - previous) > reach + _NOISE
         limited = _limit_speed(wanted, previous, reach, arm)
-        outside = _outside(limited[arm], low, high)
+        if not np.array_equal(limited, row):
+            outside = _outside(limited[arm], low, high)
         if outside > max(_TIP_TOLERANCE, outside_before):
             pulled_back = max(pulled_back, outside)
             limited[arm] = previous[arm]

@@ -124,12 +124,15 @@ def test_a_jump_of_an_arm_joint_is_refused_and_named(joint: int, sign: int) -> N
     assert CRANE_X7.joint_names[joint] in verdict.reasons[0]
 
 
-def test_the_gripper_may_snap_shut_at_the_speed_of_its_servo() -> None:
-    verdict = judge(pose(gripper=0.0), current=pose(gripper=1.2), state=pose(gripper=1.2))
-    result = rows(verdict)[0]
-    assert result[7] == pytest.approx(1.2 - 4.817 * DT, abs=1e-6)
-    np.testing.assert_array_equal(result[:7], pose()[:7])
-    assert "slowed down crane_x7_gripper_finger_a_joint" in verdict.reasons[0]
+def test_the_gripper_may_snap_shut_unless_everything_is_to_be_slow() -> None:
+    shut, wide = pose(gripper=0.0), pose(gripper=1.2)
+    verdict = judge(shut, current=wide, state=wide)
+    assert verdict.reasons == ()
+    np.testing.assert_array_equal(rows(verdict)[0], shut)
+    slow = judge(shut, current=wide, state=wide, limits=dataclasses.replace(LIMITS, velocity_scale=0.5))
+    assert rows(slow)[0, 7] == pytest.approx(1.2 - 0.5 * 4.817 * DT, abs=1e-6)
+    np.testing.assert_array_equal(rows(slow)[0, :7], shut[:7])
+    assert slow.reasons == ("slowed down crane_x7_gripper_finger_a_joint to 0.5 of the maximum speed",)
 
 
 # -- joint limits -----------------------------------------------------------------------------------------------------
@@ -176,6 +179,8 @@ def test_every_row_keeps_the_speed_from_the_target_in_force(scale: float) -> Non
     rng = np.random.default_rng(0)
     limits = dataclasses.replace(LIMITS, velocity_scale=scale, max_jump=9.0)
     reach = scale * np.array(CRANE_X7.max_velocity) * DT
+    if scale == 1.0:
+        reach[CRANE_X7.gripper_index] = np.inf
     for _ in range(50):
         actions = rng.uniform(CRANE_X7.lower, CRANE_X7.upper, (6, 8)).astype(np.float32)
         current = rng.uniform(CRANE_X7.lower, CRANE_X7.upper).astype(np.float32)
@@ -244,6 +249,7 @@ def test_an_arm_that_starts_outside_may_come_back_but_not_go_farther() -> None:
 def test_random_chunks_never_leave_limits_speed_or_workspace() -> None:
     rng = np.random.default_rng(1)
     reach = np.array(CRANE_X7.max_velocity) * DT
+    reach[CRANE_X7.gripper_index] = np.inf
     low, high = np.array(LIMITS.workspace_lower), np.array(LIMITS.workspace_upper)
     for _ in range(60):
         current = pose(*rng.uniform([0.2, -0.1, 0.005], [0.3, 0.1, 0.15]))
