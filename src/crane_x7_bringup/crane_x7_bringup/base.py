@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
 from crane_x7_vla.backends.base import Batch
 from crane_x7_vla.backends.openvla_oft.config import (
@@ -48,6 +49,8 @@ from lift.tasks.pick_up import COLOURS
 
 BASE_DIRECTORY = Path(__file__).parent / "models" / "openvla-oft-tiny"
 IMAGE_SIZE = 64
+_PATCH = 8
+_GRID = IMAGE_SIZE // _PATCH
 HORIZON = 4
 HEAD = ActionHeadConfig(hidden_dim=128, num_blocks=2)
 # Ids in the small tokenizer: "▁" between prompt and slots, "</s>" after them.
@@ -70,10 +73,12 @@ _HELD_OUT = 600
 _BATCH = 48
 _LEARNING_RATE = 1e-3
 _WARM_UP = 200
+# Weight of the pointing loss against the answer's.
+_POINTING = 0.1
 # The rate stays at its peak for this share of the run, then falls to zero.
 _HOLD = 0.7
-# Share of the batch with one cube alone, at the beginning and from the middle of the run on: first where, then which.
-_ALONE = (0.95, 0.25)
+# Share of the batch with one cube alone, at the beginning and from the middle of the run on.
+_ALONE = (0.7, 0.3)
 # Share of the samples whose joint state is hidden, so that the images have to tell.
 _STATE_HIDDEN = 0.3
 # The eight numbers that the slots of a row learn: the named cube's position in base_link, its position from the finger
@@ -86,13 +91,15 @@ _WEIGHT = np.float32([1.0, 1.0, 0.5, 1.0, 1.0, 0.5, 0.1, 0.1])
 @dataclass(frozen=True, slots=True)
 class Scenes:
     """images: uint8 [N, cameras, S, S, 3]. state: float32 [N, 8] rad. named: colours. target: float32 [N, 8], see
-    ``_CENTRE``. others: float32 [N, M, 2] m, where the cubes lie that were not named, NaN where there are fewer."""
+    ``_CENTRE``. others: float32 [N, M, 2] m, where the cubes lie that were not named, NaN where there are fewer.
+    pixels: float32 [N, cameras, 2], where the named cube is in each image, see ``lift.scenes.Scene``."""
 
     images: np.ndarray
     state: np.ndarray
     named: list[str]
     target: np.ndarray
     others: np.ndarray
+    pixels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.named)
@@ -109,19 +116,21 @@ def render_scenes(seed: int, count: int) -> Scenes:
     images = np.empty((count, len(DEFAULT_CAMERAS), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     state, target = np.empty((count, CRANE_X7.size), np.float32), np.empty((count, 8), np.float32)
     others = np.full((count, len(COLOURS) - 1, 2), np.nan, np.float32)
+    pixels = np.empty((count, len(DEFAULT_CAMERAS), 2), np.float32)
     named: list[str] = []
     try:
         for i in range(count):
             scene = sampler.sample(rng)
             for c, camera in enumerate(DEFAULT_CAMERAS):
                 images[i, c] = resize(scene.images[camera.name], IMAGE_SIZE)
+                pixels[i, c] = scene.pixels[camera.name]
             state[i] = scene.state
             target[i] = [*scene.position, *scene.from_tip, math.sin(4 * scene.yaw), math.cos(4 * scene.yaw)]
             others[i, : len(scene.others)] = scene.others
             named.append(scene.named)
     finally:
         sampler.close()
-    return Scenes(images, state, named, target, others)
+    return Scenes(images, state, named, target, others, pixels)
 
 
 def render_in_parallel(count: int, *, seed: int, workers: int, console: Console) -> Scenes:
@@ -139,6 +148,7 @@ def render_in_parallel(count: int, *, seed: int, workers: int, console: Console)
         [colour for part in parts for colour in part.named],
         np.concatenate([part.target for part in parts]),
         np.concatenate([part.others for part in parts]),
+        np.concatenate([part.pixels for part in parts]),
     )
 
 
@@ -160,7 +170,7 @@ def base_config() -> OpenVLAOFTConfig:
 def base_assets() -> Assets:
     """config.json, tokenizer and image normalisation of the base: OpenVLA's, made small."""
     published = dict(architecture("tiny"))
-    tower = {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2.0}
+    tower = {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": _PATCH, "mlp_ratio": 2.0}
     published |= {
         "image_sizes": [IMAGE_SIZE, IMAGE_SIZE],
         "timm_model_kwargs": [{**tower, "init_values": 0.5}, tower],
@@ -216,8 +226,13 @@ class Pretraining:
         )
         torch.manual_seed(seed)
         self.model = OpenVLAOFT(trunk_config(self.assets.published, source="the base's config"), head)
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        # Points at the named cube from every patch; helps to find it and is thrown away.
+        self._pointer = nn.Linear(self.model.language_model.model.norm.weight.numel(), 1)
+        self._states = torch.empty(0)
+        self.model.language_model.model.register_forward_hook(self._keep_states)
+        trained = [*self.model.parameters(), *self._pointer.parameters()]
+        matrices = [p for p in trained if p.ndim >= 2]
+        vectors = [p for p in trained if p.ndim < 2]
         self._optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
             lr=_LEARNING_RATE,
@@ -236,12 +251,23 @@ class Pretraining:
         batch["proprio"] = batch["proprio"].masked_fill(hidden, 0.0)
         target = torch.from_numpy((self._scenes.target[rows] - _CENTRE) / _UNIT)
         loss = ((self.model(**batch) - target[:, None]).abs() * torch.from_numpy(_WEIGHT)).mean()
-        loss.backward()
+        (loss + _POINTING * self._pointing_loss(rows)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return float(loss.detach())
+
+    def _keep_states(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._states = output
+
+    def _pointing_loss(self, rows: np.ndarray) -> Tensor:
+        """Cross-entropy between where the patches' states point to and where the named cube is, for each image."""
+        cameras, patches = len(DEFAULT_CAMERAS), _GRID * _GRID
+        states = self._states[:, 1 : 1 + cameras * patches].unflatten(1, (cameras, patches))
+        scores = self._pointer(states)[..., 0]
+        wanted = torch.from_numpy(_spread(self._scenes.pixels[rows]))
+        return -(wanted * scores.log_softmax(dim=2)).sum() / wanted.sum().clamp(min=1)
 
     def _choose_rows(self, share: float) -> np.ndarray:
         """int [_BATCH]: scenes of the batch, easy ones first."""
@@ -295,6 +321,22 @@ class Pretraining:
                 instruction=instruction(phrase, self._scenes.named[row], noun),
                 stamp=0.0,
             )
+
+
+def _spread(pixels: np.ndarray) -> np.ndarray:
+    """Places [b, cameras, 2] in the images -> float32 [b, cameras, patches]: shares of the four nearest patches.
+
+    All zero where the place is out of view.
+    """
+    shares = np.zeros((*pixels.shape[:2], _GRID, _GRID), np.float32)
+    for index in np.ndindex(*pixels.shape[:2]):
+        if not np.all((pixels[index] >= 0) & (pixels[index] < 1)):
+            continue
+        column, row = np.clip(pixels[index] * _GRID - 0.5, 0, _GRID - 1)
+        left, top = min(int(column), _GRID - 2), min(int(row), _GRID - 2)
+        across, down = column - left, row - top
+        shares[index][top : top + 2, left : left + 2] = np.outer([1 - down, down], [1 - across, across])
+    return shares.reshape(*pixels.shape[:2], -1)
 
 
 def make_base(

@@ -13,6 +13,7 @@ import numpy as np
 
 from crane_x7_vla import kinematics
 from lift.interface import CameraView
+from lift.rendering import choose_gl
 from lift.simulators.mujoco import add_cube, new_renderer, place_for_drawing, scene_spec
 from lift.tasks.pick_up import COLOURS, Cube
 
@@ -29,7 +30,9 @@ class Scene:
     """images: {camera: uint8 [H, W, 3] RGB}. state: float32 [8] rad. named: colour of the cube that is asked for.
 
     position: float32 [3] m, the named cube's centre in base_link. from_tip: the same, from the finger tips.
-    yaw: rad, in [-pi/4, pi/4). others: float32 [M, 2] m, where the other cubes lie.
+    yaw: rad, in [-pi/4, pi/4). others: float32 [M, 2] m, where the other cubes lie. pixels: {camera: float64 [2]}, the
+    named cube's centre in the image, right and down as shares of its size, hidden or not; outside [0, 1] it is out of
+    view, NaN behind the camera.
     """
 
     images: dict[str, np.ndarray]
@@ -39,6 +42,7 @@ class Scene:
     from_tip: np.ndarray
     yaw: float
     others: np.ndarray
+    pixels: dict[str, np.ndarray]
 
 
 class SceneSampler:
@@ -48,6 +52,8 @@ class SceneSampler:
     """
 
     def __init__(self, cameras: Sequence[CameraView], *, alone: float = 0.4, randomize: bool = True) -> None:
+        """Raises ConfigError for an unknown camera, and where nothing can render."""
+        choose_gl()
         spec = scene_spec()
         for colour in COLOURS:
             add_cube(spec, Cube(name=colour, edge=_EDGE, mass=0.03, colour=colour))
@@ -91,6 +97,7 @@ class SceneSampler:
             from_tip=(position - kinematics.tip(arm)).astype(np.float32),
             yaw=float(yaws[0]),
             others=places[1:].astype(np.float32),
+            pixels={camera.name: self._project(position, camera) for camera in self._cameras},
         )
 
     def close(self) -> None:
@@ -130,6 +137,17 @@ class SceneSampler:
         model.cam_pos[:] = plain["cam_pos"] + rng.normal(0.0, 0.002, size=plain["cam_pos"].shape)
         model.cam_quat[:] = plain["cam_quat"] + rng.normal(0.0, 0.002, size=plain["cam_quat"].shape)
         model.cam_quat[:] /= np.linalg.norm(model.cam_quat, axis=1, keepdims=True)
+
+    def _project(self, point: np.ndarray, camera: CameraView) -> np.ndarray:
+        """Where a point [3] m of base_link is in the camera's image, see ``Scene``."""
+        number = self._model.camera(camera.name).id
+        rotation = self._data.cam_xmat[number].reshape(3, 3)
+        right, up, backward = rotation.T @ (point - self._data.cam_xpos[number])
+        if backward >= 0:
+            return np.full(2, np.nan)
+        half_height = -backward * np.tan(np.radians(self._model.cam_fovy[number]) / 2)
+        half_width = half_height * camera.width / camera.height
+        return np.array([0.5 + 0.5 * right / half_width, 0.5 - 0.5 * up / half_height])
 
     def _draw(self) -> dict[str, np.ndarray]:
         images: dict[str, np.ndarray] = {}
