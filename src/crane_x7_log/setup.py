@@ -18,7 +18,7 @@ setup(
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/params", glob("crane_x7_log/params/*.yaml")),
     ],
-    install_requires=["crane_x7_vla"],
+    install_requires=["crane_x7_vla", "numpy", "pillow"],
     zip_safe=False,
     entry_points={"console_scripts": ["recorder_node = crane_x7_log.nodes.recorder_node:main"]},
 )
