@@ -59,8 +59,9 @@ class NodeSpec:
                 raise ConfigError(f"parameter file of node {self.name} not found: {path}")
             words += ["--params-file", str(path)]
         for name, value in self.parameters.items():
-            # JSON is YAML, and a quoted string stays a string whatever it says.
-            words += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
+            # JSON is YAML, and a quoted string stays a string whatever it says. An empty list would be no value at all.
+            given = [""] if value == [] else value
+            words += ["-p", f"{name}:={json.dumps(given, ensure_ascii=False)}"]
         for old, new in self.remappings.items():
             words += ["-r", f"{old}:={new}"]
         return words

@@ -209,7 +209,7 @@ def test_values_reach_the_node_as_what_they_are(tmp_path: Path) -> None:
         module="crane_x7_bringup",
         executable="node",
         params_file=str(tmp_path),
-        parameters={"text": "yes", "on": True, "rate": 0.5, "names": ["a", "b"]},
+        parameters={"text": "yes", "on": True, "rate": 0.5, "names": ["a", "b"], "none": []},
         remappings={"joint_states": "/arm/joint_states"},
     )
     with pytest.raises(ConfigError, match="not found"):
@@ -232,5 +232,6 @@ def test_values_reach_the_node_as_what_they_are(tmp_path: Path) -> None:
         *("-p", "on:=true"),
         *("-p", "rate:=0.5"),
         *("-p", 'names:=["a", "b"]'),
+        *("-p", 'none:=[""]'),
         *("-r", "joint_states:=/arm/joint_states"),
     ]

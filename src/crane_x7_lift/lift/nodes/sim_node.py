@@ -16,7 +16,6 @@ from functools import partial
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -38,7 +37,7 @@ from crane_x7_vla.nodes.messages import (
     trajectory_points,
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
-from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.nodes.running import FallibleNode, run_node
 from crane_x7_vla.trajectory import Setpoint
 from crane_x7_vla.types import Observation
 from lift import make_env
@@ -86,7 +85,7 @@ class Settings:
             raise ConfigError(f"parameter 'seed' must be 0 or more, got {self.seed}")
 
 
-class SimNode(Node):
+class SimNode(FallibleNode):
     """See the module."""
 
     def __init__(self) -> None:
@@ -295,10 +294,12 @@ class SimNode(Node):
         if settings.lockstep and not self._over:
             if self._answered and waited > settings.command_timeout:
                 missing = " and ".join(part for part in self._setpoints if part not in self._commands)
-                raise DataError(
-                    f"lockstep: no {missing} command stamped {self._stamp / NANOSECONDS:.9f} s came within "
-                    f"{settings.command_timeout:g} s (step {self._steps}); is the node that drives the arm still "
-                    "running? A longer wait is set with command_timeout:=…"
+                self.fail(
+                    DataError(
+                        f"lockstep: no {missing} command stamped {self._stamp / NANOSECONDS:.9f} s came within "
+                        f"{settings.command_timeout:g} s (step {self._steps}); is the node that drives the arm still "
+                        "running? A longer wait is set with command_timeout:=…"
+                    )
                 )
             if not self._answered and waited > _REPEAT_S and self._observation is not None:
                 self._show(self._observation)
@@ -312,9 +313,11 @@ class SimNode(Node):
         elif self._others_since is None:
             self._others_since = time.monotonic()
         elif time.monotonic() - self._others_since > _GHOST_S:
-            raise ConfigError(
-                f"another node publishes {self._joints.topic_name} in ROS domain {self.context.get_domain_id()}; two "
-                "arms disturb each other. Stop it, or choose another domain with ROS_DOMAIN_ID=…"
+            self.fail(
+                ConfigError(
+                    f"another node publishes {self._joints.topic_name} in ROS domain {self.context.get_domain_id()}; "
+                    "two arms disturb each other. Stop it, or choose another domain with ROS_DOMAIN_ID=…"
+                )
             )
 
     def _object_pose(self, stamp: int) -> PoseStamped:

@@ -30,13 +30,14 @@ class Publish(Protocol):
 
 
 class Worker:
-    """One thread that does one job after the other. What a job raises is raised by ``check``."""
+    """One thread that does one job after the other.
 
-    def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
-        """on_failure: called from the thread, to have ``check`` called soon."""
+    failure: what a job raised; the worker does nothing more then.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.failure: Exception | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._on_failure = on_failure
-        self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._unfinished = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -54,11 +55,6 @@ class Worker:
             self._unfinished += 1
         self._jobs.put(job)
 
-    def check(self) -> None:
-        """Raise what a job raised."""
-        if self._failure is not None:
-            raise self._failure
-
     def stop(self, patience: float) -> None:
         """Take no more jobs; waits up to ``patience`` s for the one being done."""
         self._jobs.put(None)
@@ -68,9 +64,8 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except Exception as error:  # noqa: BLE001 - check() raises it in the node's thread
-                self._failure = error
-                self._on_failure()
+            except Exception as error:  # noqa: BLE001 - the node looks at it and ends
+                self.failure = error
                 return
             with self._lock:
                 self._unfinished -= 1

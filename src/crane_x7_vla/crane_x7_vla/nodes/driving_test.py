@@ -312,8 +312,7 @@ def test_stop_sends_the_target_in_force_once_more(bench: Bench) -> None:
 
 
 def test_the_worker_keeps_order_and_hands_failures_over() -> None:
-    woken = threading.Event()
-    worker = Worker("test", woken.set)
+    worker = Worker("test")
     done: list[int] = []
     gate = threading.Event()
 
@@ -325,16 +324,15 @@ def test_the_worker_keeps_order_and_hands_failures_over() -> None:
         worker.submit(lambda number=number: done.append(number))
     worker.submit(fail)
     assert worker.busy
-    worker.check()
+    assert worker.failure is None
     gate.set()
-    assert woken.wait(10)
+    worker.stop(patience=10.0)
     assert done == [0, 1, 2]
-    with pytest.raises(ConfigError, match="broken"):
-        worker.check()
+    assert isinstance(worker.failure, ConfigError)
 
 
 def test_an_idle_worker_is_not_busy() -> None:
-    worker = Worker("test", lambda: None)
+    worker = Worker("test")
     worker.submit(lambda: None)
     deadline = time.monotonic() + 10
     while worker.busy:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -28,7 +27,7 @@ from crane_x7_vla.nodes.gripper import GripperAction, choose_interface
 from crane_x7_vla.nodes.messages import NANOSECONDS, latched_qos, sensor_qos
 from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
 from crane_x7_vla.nodes.parameters import convert, declare, parameter
-from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.nodes.running import FallibleNode, run_node
 from crane_x7_vla.policies.pilot import Pilot
 from crane_x7_vla.safety import SafetyLimits
 from crane_x7_vla.types import Observation
@@ -113,7 +112,7 @@ def load_model(path: str, device: str) -> Policy:
     return load_policy(Path(path).expanduser(), device=device)
 
 
-class InferenceNode(Node):
+class InferenceNode(FallibleNode):
     """See the module. Its state is on ``~/status`` (JSON); ``~/start`` and ``~/stop`` control it."""
 
     def __init__(self, load: Callable[[str, str], Policy] = load_model) -> None:
@@ -142,8 +141,7 @@ class InferenceNode(Node):
             gripper_topic="trajectory" in gripper,
             gripper_action=GripperAction(self, max_effort=settings.gripper_effort) if "action" in gripper else None,
         )
-        self._wake = self.create_guard_condition(self._on_wake)
-        self._worker = Worker("inference", self._wake.trigger)
+        self._worker = Worker("inference")
         self._lockstep: LockstepDriver | None = None
         self._realtime: RealtimeDriver | None = None
         wall = Clock(clock_type=ClockType.STEADY_TIME)
@@ -226,7 +224,7 @@ class InferenceNode(Node):
     def _on_tick(self) -> None:
         if self._realtime is not None:
             self._realtime.tick(self.get_clock().now().nanoseconds)
-        self._tell()
+        self._look_after()
 
     def _on_patience(self) -> None:
         """Lockstep: hold where the rest of an instant does not come."""
@@ -239,10 +237,7 @@ class InferenceNode(Node):
             self._pending = (pending, time.monotonic())
         elif time.monotonic() - self._pending[1] > self._settings.lockstep_patience:
             self._lockstep.give_up(pending)
-        self._tell()
-
-    def _on_wake(self) -> None:
-        self._worker.check()
+        self._look_after()
 
     def _publish(self, target: np.ndarray, *, stamp: int, duration: int) -> None:
         if not self._settings.dry_run:
@@ -290,6 +285,11 @@ class InferenceNode(Node):
         (result,) = self.set_parameters([Parameter("instruction", value=message.data)])
         if not result.successful:
             self.get_logger().warning(f"~/instruction: {result.reason}")
+
+    def _look_after(self) -> None:
+        if self._worker.failure is not None:
+            self.fail(self._worker.failure)
+        self._tell()
 
     def _tell(self) -> None:
         """Say why the arm holds, or what was clamped, but the same thing only now and then."""

@@ -55,12 +55,12 @@ def current(node: Node, settings: type[Any], name: str) -> Any:
 def convert(name: str, value: Any, wanted: Any) -> Any:
     """``value`` of parameter ``name`` as type ``wanted``; raises ConfigError."""
     if wanted in _LISTS:
-        # ROS has no type for an empty list; it arrives as None.
+        # ROS has no empty list: as a default it arrives as None, and a command line cannot say it but as [""].
         if value is None:
             return ()
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"parameter '{name}' must be a list, got {value!r}; write {name}:=\"[…]\"")
-        return tuple(convert(name, entry, _LISTS[wanted]) for entry in value)
+        return tuple(convert(name, entry, _LISTS[wanted]) for entry in value if entry != "")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:

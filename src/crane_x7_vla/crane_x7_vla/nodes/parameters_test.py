@@ -57,7 +57,7 @@ def test_values_given_to_the_node_with_integers_for_numbers(node: Node) -> None:
     )
 
 
-@given("cameras:=[]")
+@given('cameras:=[""]')
 def test_an_empty_list(node: Node) -> None:
     assert declare(node, Settings).cameras == ()
 

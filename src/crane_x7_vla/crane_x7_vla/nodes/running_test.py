@@ -12,13 +12,13 @@ pytestmark = pytest.mark.ros
 
 PROGRAM = """
 import logging, sys, time
-from rclpy.node import Node
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.nodes.running import FallibleNode, run_node
 
-class Example(Node):
+class Example(FallibleNode):
     def __init__(self):
         super().__init__("example")
+        self.declare_parameter("lockstep", LOCKSTEP)
         if MODE == "loading":
             print("loading", flush=True)
             time.sleep(60)
@@ -27,8 +27,11 @@ class Example(Node):
         self.create_timer(0.01, self.tick)
 
     def tick(self):
-        if MODE == "callback":
+        if MODE == "raise":
             raise DataError("the disk is full")
+        if MODE == "fail":
+            self.fail(DataError("the disk is full"))
+            self.fail(DataError("and more"))
         if MODE == "bug":
             raise KeyError("bug")
         logging.getLogger("some.module").warning("heard %s", "you")
@@ -39,6 +42,7 @@ class Example(Node):
         super().destroy_node()
 
 MODE = sys.argv[1]
+LOCKSTEP = "lockstep" in sys.argv
 sys.exit(run_node("example", Example))
 """
 
@@ -55,8 +59,9 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_node_cleanly_with_zero(tmp_path: Path, number: int) -> None:
-    process = start(tmp_path, "run")
+@pytest.mark.parametrize("pace", ["realtime", "lockstep"])
+def test_a_signal_ends_the_node_cleanly_with_zero(tmp_path: Path, number: int, pace: str) -> None:
+    process = start(tmp_path, "run", pace)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -77,17 +82,28 @@ def test_a_signal_while_the_model_loads_ends_the_node_at_once(tmp_path: Path, nu
     assert (process.returncode, err) == (0, "")
 
 
-@pytest.mark.parametrize(("mode", "line"), [("start", "no camera"), ("callback", "the disk is full")])
-def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path, mode: str, line: str) -> None:
-    process = start(tmp_path, mode)
+@pytest.mark.parametrize(
+    ("mode", "pace", "line"),
+    [
+        ("start", "realtime", "no camera"),
+        ("raise", "realtime", "the disk is full"),
+        ("fail", "realtime", "the disk is full"),
+        ("fail", "lockstep", "the disk is full"),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path, mode: str, pace: str, line: str) -> None:
+    process = start(tmp_path, mode, pace)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert err == f"example: {line}\n"
-    assert ("closed" in out) == (mode == "callback")
+    assert err.endswith(f"example: {line}\n")
+    assert "Traceback" not in err
+    assert "FATAL" not in err
+    assert ("closed" in out) == (mode != "start")
 
 
-def test_a_bug_keeps_its_traceback_and_still_closes(tmp_path: Path) -> None:
-    process = start(tmp_path, "bug")
+@pytest.mark.parametrize("pace", ["realtime", "lockstep"])
+def test_a_bug_keeps_its_traceback_and_still_closes(tmp_path: Path, pace: str) -> None:
+    process = start(tmp_path, "bug", pace)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "KeyError: 'bug'" in err
