@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from crane_x7_vla.errors import ConfigError
 
 _BUCKET_ELEMENTS = 2**24
 """Gradients are exchanged in buckets of this many numbers, so that no second copy of all of them is needed."""
@@ -35,7 +38,10 @@ class World:
 
 @contextmanager
 def join_world(environ: Mapping[str, str], device_type: str) -> Iterator[World]:
-    """The world that torchrun describes in ``environ``, joined while the context lasts; alone without torchrun."""
+    """The world that torchrun describes in ``environ``, joined while the context lasts; alone without torchrun.
+
+    Raises ConfigError where there are more processes than GPUs.
+    """
     world = World(
         rank=int(environ.get("RANK", "0")),
         size=int(environ.get("WORLD_SIZE", "1")),
@@ -44,7 +50,15 @@ def join_world(environ: Mapping[str, str], device_type: str) -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    if device_type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {world.local_rank} of this machine has no GPU; start as many as there are: "
+                f"torchrun --nproc_per_node={torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(world.local_rank)
+    # The others wait while process 0 writes a checkpoint, which takes minutes for a large model on a slow disk.
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=1))
     try:
         yield world
     finally:

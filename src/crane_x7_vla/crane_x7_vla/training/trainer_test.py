@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from crane_x7_vla.data.statistics import load_statistics, to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.training.evaluate import evaluate_checkpoint
 from crane_x7_vla.training.loading import prepare_data
+from crane_x7_vla.training.logs import MetricLog
 from crane_x7_vla.training.trainer import TrainingResults, VLATrainer
 
 MakeConfig = Callable[..., OpenVLAOFTConfig]
@@ -355,6 +358,26 @@ def test_a_disk_without_room_for_a_checkpoint_is_noticed_before_training(
         VLATrainer(make_config()).train()
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ConfigError,
+         "out of GPU memory at batch_size 2. Try --batch-size 1 --grad-accumulation-steps 2, --gradient-checkpointing"),
+        (OSError(errno.ENOSPC, "No space left on device"), CheckpointError, "free some, then go on with --resume-from"),
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+    ],
+)  # fmt: skip
+def test_memory_and_disk_that_run_out_say_what_to_do(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MetricLog, "write", fail)
+    with pytest.raises(kind, match=re.escape(message)):
+        VLATrainer(make_config()).train()
+
+
 def test_wandb_is_asked_for_before_anything_heavy(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     from crane_x7_vla.training import logs
 
@@ -369,7 +392,7 @@ def test_bf16_trains_on_the_cpu(make_config: MakeConfig) -> None:
 
 
 def test_the_loss_falls(make_config: MakeConfig) -> None:
-    config = make_config(max_steps=20, batch_size=8, learning_rate=5e-3, log_interval=5, eval_interval=20)
+    config = make_config(max_steps=15, batch_size=4, learning_rate=5e-3, log_interval=5, eval_interval=20)
     config = replace(config, training=replace(config.training, save_interval=20))
     VLATrainer(config).train()
     losses = [line["train/loss"] for line in metric_lines(run_folder(config)) if "train/loss" in line]
