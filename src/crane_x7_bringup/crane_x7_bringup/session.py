@@ -47,7 +47,8 @@ class Session:
         kept = {key: os.environ.get(key) for key in environment(domain)}
         os.environ.update(environment(domain))
         try:
-            rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+            # Without args it would read the command line of whoever uses it.
+            rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
             self._node = rclpy.create_node(name, context=self._context, use_global_arguments=False)
         finally:
             for key, value in kept.items():
