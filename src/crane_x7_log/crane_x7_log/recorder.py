@@ -351,12 +351,14 @@ class Recorder:
             logger.info("saved %d steps: %s", report.n_steps, report.path)
         elif report.outcome is Outcome.LEFT:
             logger.error(
-                "the episode is kept with %d steps as it was interrupted: %s; recover it with: %s %s",
+                "the episode is left with %d steps as it was: %s; recover it with: %s %s",
                 report.n_steps,
                 current.reason,
                 _RECOVER,
                 report.path,
             )
+        elif report.text:
+            logger.error("%s", report.text)
         self._close(current, report.outcome.value, str(report.path), report.n_steps)
 
     def _close(self, current: _Current, outcome: str, path: str, steps: int) -> None:

@@ -476,6 +476,46 @@ def test_a_disk_that_fills_up_ends_the_episode_with_what_it_has(make: Make, monk
     assert 8 <= len(episode.stamp) <= 10
 
 
+def test_an_episode_that_cannot_be_finished_is_left_as_partial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in ((OSError(28, "No space left on device"), "no space on the disk"), (RuntimeError("bug"), "bug")):
+
+        def fail(partial: Path, metadata: EpisodeMetadata, error: Exception = error) -> None:
+            raise error
+
+        rig = make(CONFIG)
+        rig.start()
+        rig.run(0, 1000)
+        with monkeypatch.context() as patched:
+            patched.setattr("crane_x7_vla.data.episode_writer._commit", fail)
+            rig.recorder.stop(rig.now)
+            rig.settle()
+        last = rig.recorder.status().last
+        assert last is not None
+        assert last.outcome == "left"
+        assert said in last.reason
+        assert f"recover it with: python -m crane_x7_log.episodes recover {last.path}" in rig.log.text
+        assert Path(last.path) in list_partials(rig.root)
+
+
+def test_a_folder_that_cannot_be_removed_is_said_and_recording_goes_on(make: Make) -> None:
+    rig = make(CONFIG)
+    rig.start()
+    rig.run(0, 1000)
+    (rig.root / "episode_0" / "notes.txt").write_text("somebody's")
+    rig.recorder.discard()
+    rig.settle()
+    last = rig.recorder.status().last
+    assert last is not None
+    assert last.outcome == "discarded"
+    assert "cannot remove" in last.reason
+    assert last.reason in rig.log.text
+    rig.run(1000, 1200)
+    rig.start()
+    rig.run(1200, 2000)
+    rig.recorder.stop(rig.now)
+    assert rig.saved()[0].path.parent.name == "episode_1"
+
+
 def test_a_disk_that_is_too_slow_ends_the_episode(tmp_path: Path) -> None:
     writer = EpisodeThread(tmp_path, min_free_bytes=1000, queue_steps=5)
     rig = Rig(Recorder(CONFIG, writer), writer, tmp_path, None)  # pyright: ignore[reportArgumentType]

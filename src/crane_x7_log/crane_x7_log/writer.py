@@ -153,31 +153,39 @@ class EpisodeThread:
             self._writer.sync_if_due()
 
     def _finish(self, ending: Ending) -> None:
+        def act(writer: EpisodeWriter) -> Report:
+            if writer.n_steps == 0:
+                writer.discard()
+                return Report(Outcome.DISCARDED, writer.path, 0, self._broken)
+            reason = self._broken or ending.reason
+            writer.finish(ending.success, end_reason=reason, missed=ending.missed, dropped=ending.dropped)
+            return Report(Outcome.SAVED, writer.path, writer.n_steps, self._broken)
+
+        self._end(act)
+
+    def _discard(self) -> None:
+        def act(writer: EpisodeWriter) -> Report:
+            try:
+                writer.discard()
+            except DataError as error:
+                return Report(Outcome.DISCARDED, writer.path, writer.n_steps, str(error))
+            return Report(Outcome.DISCARDED, writer.path, writer.n_steps)
+
+        self._end(act)
+
+    def _leave(self) -> None:
+        self._end(lambda writer: Report(Outcome.LEFT, writer.close(), writer.n_steps, self._broken))
+
+    def _end(self, act: Callable[[EpisodeWriter], Report]) -> None:
+        """Whatever happens, a report says what became of the episode."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        if writer.n_steps == 0:
-            writer.discard()
-            self._reports.put(Report(Outcome.DISCARDED, writer.path, 0, self._broken))
-            return
-        reason = self._broken or ending.reason
         try:
-            writer.finish(ending.success, end_reason=reason, missed=ending.missed, dropped=ending.dropped)
-        except DataError as error:
-            self._close(writer, str(error))
-        else:
-            self._reports.put(Report(Outcome.SAVED, writer.path, writer.n_steps, self._broken))
-
-    def _discard(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.discard()
-            self._reports.put(Report(Outcome.DISCARDED, writer.path, writer.n_steps))
-
-    def _leave(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            self._close(writer, self._broken)
-
-    def _close(self, writer: EpisodeWriter, text: str) -> None:
-        self._reports.put(Report(Outcome.LEFT, writer.close(), writer.n_steps, text))
+            report = act(writer)
+        except (DataError, OSError) as error:
+            report = Report(Outcome.LEFT, writer.partial, writer.n_steps, str(error))
+        except Exception as error:
+            logger.exception("the writer of episodes failed")
+            report = Report(Outcome.LEFT, writer.partial, writer.n_steps, f"the writer failed: {error!r}")
+        self._reports.put(report)

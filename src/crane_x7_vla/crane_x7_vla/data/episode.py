@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Episodes on disk: ``episode_N/episode_N.tfrecord``, one record per step, and ``episode_metadata.json`` beside it.
 
 An episode being written is ``episode_N.tfrecord.partial``; the rename to ``.tfrecord`` is its last act, so a file of

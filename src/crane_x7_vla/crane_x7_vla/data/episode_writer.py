@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Writing an episode so that nothing half looks whole and nothing whole is lost, and recovering an interrupted one."""
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class EpisodeWriter:
         """Steps written so far."""
         return self._n_steps
 
+    @property
+    def partial(self) -> Path:
+        """The file while it is being written."""
+        return self._partial
+
     def write(self, step: Step) -> None:
         """Append a step.
 
@@ -134,11 +140,14 @@ class EpisodeWriter:
         return self.path
 
     def discard(self) -> None:
-        """Remove the episode and its folder."""
+        """Remove the episode and its folder; raises DataError when that is not possible."""
         self._file.close()
-        self._partial.unlink()
-        _partial_metadata(self._folder).unlink()
-        self._folder.rmdir()
+        try:
+            self._partial.unlink()
+            _partial_metadata(self._folder).unlink()
+            self._folder.rmdir()
+        except OSError as error:
+            raise DataError(f"cannot remove {self._folder}: {error.strerror}; remove it by hand") from error
 
     def close(self) -> Path:
         """Stop in the middle: the steps stay in the ``.partial`` file, whose path is returned, for a recovery."""

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """``episode_metadata.json``: what is known about an episode besides its steps."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from crane_x7_vla.data.step import SCHEMA_VERSION
 from crane_x7_vla.errors import DataError
@@ -75,11 +76,12 @@ def read_metadata(path: Path) -> EpisodeMetadata | None:
     if not path.exists():
         return None
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        loaded: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or "schema_version" not in raw:
+    if not isinstance(loaded, dict) or "schema_version" not in loaded:
         return None
+    raw = cast("dict[str, Any]", loaded)
     try:
         if raw["schema_version"] > SCHEMA_VERSION:
             raise DataError(

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """One recorded step: the schema of a record, and the suite's one JPEG codec.
 
 | key | value |

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """TFRecord files of tf.train.Example, read and written without TensorFlow.
 
 Framing (tensorflow/core/lib/io/record_writer.h): uint64 length, uint32 masked CRC of the length, the payload, uint32
@@ -35,7 +36,7 @@ _MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
 
 def masked_crc(data: bytes) -> int:
     """CRC-32C of ``data``, rotated and offset as TFRecord wants it."""
-    crc = google_crc32c.value(data)
+    crc = int(google_crc32c.value(data))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
