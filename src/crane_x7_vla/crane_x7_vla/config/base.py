@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Settings shared by every backend. Command line and YAML derive from these dataclasses and from nothing else.
 
 Each field has a type, a default that runs, and a one-line description below it, which becomes its help text.

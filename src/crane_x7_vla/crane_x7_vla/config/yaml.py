@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Config files: strict YAML to dataclass and back. An unknown key is an error that suggests the nearest known one."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -87,7 +88,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__}; expected a table of settings")
-    return value
+    return cast(dict[str, Any], value)
 
 
 def backend_name(mapping: Mapping[str, Any], *, source: str) -> str | None:
@@ -139,7 +140,7 @@ def _canonical(path: str, config_type: type[VLAConfig]) -> str:
     return OTHER_SPELLINGS.get(path, path)
 
 
-def _leaves(table: Mapping[str, Any], known: Mapping[str, Any], *, prefix: str, source: str) -> list[tuple[str, Any]]:
+def _leaves(table: Mapping[Any, Any], known: Mapping[str, Any], *, prefix: str, source: str) -> list[tuple[str, Any]]:
     """(path, value) of each entry; a table is one value where the setting itself is a table."""
     found: list[tuple[str, Any]] = []
     for key, value in table.items():
@@ -149,10 +150,11 @@ def _leaves(table: Mapping[str, Any], known: Mapping[str, Any], *, prefix: str, 
         is_table = path == "backend_config" or any(name.startswith(path + ".") for name in known)
         if is_table and value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{source}: {path} is {value!r}; expected a table of settings")
-        if isinstance(value, Mapping) and path not in known and (value or is_table):
-            found += _leaves(value, known, prefix=path + ".", source=source)
+        nested = cast(Mapping[Any, Any], value) if isinstance(value, Mapping) and path not in known else None
+        if nested is not None and (nested or is_table):
+            found += _leaves(nested, known, prefix=path + ".", source=source)
         elif not is_table:
-            found.append((path, value))
+            found.append((path, cast(Any, value)))
     return found
 
 
@@ -161,8 +163,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key: Hashable = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+        for key_node, _ in cast(list[tuple[yaml.Node, yaml.Node]], node.value):
+            key = cast(Hashable, self.construct_object(key_node, deep=True))  # pyright: ignore[reportUnknownMemberType]
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)

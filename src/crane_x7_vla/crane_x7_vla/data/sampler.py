@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Which steps each batch holds: a function of the seed and the batch's number alone.
 
 So a resumed run draws what the uninterrupted one would have drawn, whatever workers prefetched, and N processes draw

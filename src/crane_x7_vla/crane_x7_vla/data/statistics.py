@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """Statistics of a data set that states and actions are normalised with, and the fingerprint of what they describe.
 
 The file ``dataset_statistics.json`` has the shape of OpenVLA's: one entry per data set with ``action`` and ``proprio``.
@@ -88,7 +89,7 @@ def norm_stats(rows: np.ndarray) -> NormStats:
         max=values[3],
         q01=values[4],
         q99=values[5],
-        mask=np.ones(rows.shape[1], dtype=np.bool_),
+        mask=np.ones_like(values[0], dtype=np.bool_),
     )
 
 
@@ -169,9 +170,10 @@ def from_json(text: str, *, source: str = FILE_NAME, dataset_name: str | None = 
         dataset_name = next(iter(entries))
     if dataset_name is None or dataset_name not in entries:
         raise DataError(f"{source} holds {', '.join(entries)}; expected one data set or the name of one of these")
-    entry = entries[dataset_name]
+    raw = entries[dataset_name]
+    entry = cast(dict[str, Any], raw if isinstance(raw, dict) else {})
     for key in ("action", "proprio"):
-        if not isinstance(entry, dict) or key not in entry:
+        if key not in entry:
             raise DataError(f"{source}: '{dataset_name}' lacks '{key}'; compute it again")
     return DatasetStatistics(
         action=_stats_from_dict(entry["action"], f"{source}: '{dataset_name}.action'"),

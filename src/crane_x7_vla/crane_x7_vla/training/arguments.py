@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """The training commands and the settings each of them ends up with. No torch.
 
 Precedence: defaults, environment variables, the checkpoint that is resumed from, the YAML file, flags (``flags``).

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """A flag for every setting of a config, made from the config's own dataclasses.
 
 A setting's flag is its path without the section: ``training.batch_size`` is ``--batch-size``,
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.schema import Setting, describe, parse, settings, to_plain
@@ -135,10 +136,9 @@ def _other_flags(setting: Setting, config_type: type[VLAConfig]) -> list[str]:
 
 def _default_text(setting: Setting) -> str:
     plain = to_plain(setting.default)
-    if isinstance(plain, list) and plain and isinstance(plain[0], dict):
-        return ",".join(str(item["name"]) for item in plain)
     if isinstance(plain, list):
-        return ",".join(map(str, plain))
+        items = cast(list[Any], plain)
+        return ",".join(str(cast(Any, item)["name"]) if isinstance(item, dict) else str(item) for item in items)
     return "none" if plain is None else str(plain)
 
 

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false
 """The learning rate over a run: one factor of the peak rate for each update."""
 
 from __future__ import annotations
