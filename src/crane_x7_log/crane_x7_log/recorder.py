@@ -351,7 +351,7 @@ class Recorder:
             logger.info("saved %d steps: %s", report.n_steps, report.path)
         elif report.outcome is Outcome.LEFT:
             logger.error(
-                "the episode is left with %d steps as it was: %s; recover it with: %s %s",
+                "the episode is kept with %d steps as it was interrupted: %s; recover it with: %s %s",
                 report.n_steps,
                 current.reason,
                 _RECOVER,
