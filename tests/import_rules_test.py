@@ -34,9 +34,12 @@ LEAVES = [
     "crane_x7_vla.training.arguments",
     "crane_x7_vla.training.cli",
     "crane_x7_vla.policies.executor",
+    "crane_x7_vla.policies.pilot",
     "crane_x7_log.recorder",
     "lift",
     "lift.interface",
+    "lift.expert",
+    "lift.wilson",
 ]
 HEAVY = ("torch", "tensorflow", "rclpy", "cv2", "transformers", "peft", "mujoco")
 

@@ -83,9 +83,9 @@ _ALONE = (0.7, 0.3)
 _STATE_HIDDEN = 0.3
 # The eight numbers that the slots of a row learn: the named cube's position in base_link, its position from the finger
 # tips (both m), and sine and cosine of four times its yaw, since a cube looks the same after a quarter turn.
-_CENTRE = np.float32([0.235, 0.0, 0.03, 0.0, 0.0, -0.06, 0.0, 0.0])
-_UNIT = np.float32([0.08, 0.08, 0.05, 0.10, 0.10, 0.08, 1.0, 1.0])
-_WEIGHT = np.float32([1.0, 1.0, 0.5, 1.0, 1.0, 0.5, 0.1, 0.1])
+_CENTRE = np.array([0.235, 0.0, 0.03, 0.0, 0.0, -0.06, 0.0, 0.0], np.float32)
+_UNIT = np.array([0.08, 0.08, 0.05, 0.10, 0.10, 0.08, 1.0, 1.0], np.float32)
+_WEIGHT = np.array([1.0, 1.0, 0.5, 1.0, 1.0, 0.5, 0.1, 0.1], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +387,7 @@ def _progress(console: Console) -> Progress:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m crane_x7_bringup.base", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m crane_x7_bringup.base", description="Make the pretrained base.")
     parser.add_argument(
         "--output", type=Path, default=BASE_DIRECTORY, help="folder of the model (default: %(default)s)"
     )

@@ -41,7 +41,7 @@ def forward(arm: np.ndarray) -> np.ndarray:
 
 
 def link_poses(arm: np.ndarray) -> list[np.ndarray]:
-    """float64 [4, 4] pose in base_link of each of the seven links; joint i turns about an axis through link i's origin."""
+    """float64 [4, 4] pose in base_link of each of the seven links; joint i's axis passes through link i's origin."""
     if len(arm) != len(JOINTS):
         raise ValueError(f"expected {len(JOINTS)} arm joints, got {len(arm)}")
     poses: list[np.ndarray] = []

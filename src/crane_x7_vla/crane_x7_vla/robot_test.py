@@ -14,7 +14,7 @@ def test_order_accepts_any_order_and_other_joints() -> None:
     names = [*reversed(CRANE_X7.joint_names), "crane_x7_gripper_finger_b_joint"]
     ordered = CRANE_X7.order(names, [*reversed(positions), 99.0])
     assert ordered.dtype == np.float32
-    np.testing.assert_array_equal(ordered, np.float32(positions))
+    np.testing.assert_array_equal(ordered, np.array(positions, np.float32))
 
 
 def test_order_names_the_missing_joint() -> None:
@@ -32,12 +32,13 @@ def test_limits_are_those_of_the_urdf() -> None:
     for i, (lower, upper) in enumerate(degrees):
         assert CRANE_X7.lower[i] == pytest.approx(math.radians(lower))
         assert CRANE_X7.upper[i] == pytest.approx(math.radians(upper))
-    np.testing.assert_array_equal(CRANE_X7.clamp(np.float32(CRANE_X7.home)), np.float32(CRANE_X7.home))
+    home = np.array(CRANE_X7.home, np.float32)
+    np.testing.assert_array_equal(CRANE_X7.clamp(home), home)
 
 
 def test_clamp_holds_each_joint_within_its_limits() -> None:
     clamped = CRANE_X7.clamp(np.full(8, 9.0, dtype=np.float32))
-    np.testing.assert_array_equal(clamped, np.float32(CRANE_X7.upper))
+    np.testing.assert_array_equal(clamped, np.array(CRANE_X7.upper, np.float32))
 
 
 def test_an_unknown_robot_is_an_error_that_lists_the_known() -> None:

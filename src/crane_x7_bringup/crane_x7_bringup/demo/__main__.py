@@ -21,7 +21,9 @@ INTERRUPTED = 130
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m crane_x7_bringup.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m crane_x7_bringup.demo", description="Record, train, merge, run, report."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, training and trials (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="the same chain with tiny numbers, in three minutes")
     parser.add_argument("--data-root", type=Path, help="folder of the recordings (default: data/tfrecord_logs)")

@@ -62,6 +62,7 @@ def test_samples_are_the_recorded_steps_and_the_actions_after_them(
             if step == 0:
                 assert seen.commanded is None
             else:
+                assert seen.commanded is not None
                 assert np.array_equal(seen.commanded, episode.commanded[step - 1])
 
 
@@ -180,7 +181,7 @@ def test_a_share_of_every_batch_comes_from_the_starts() -> None:
         chosen = [index for index, _ in sampler.batch(number)]
         assert all(starts[index] for index in chosen[:3])
     drawn = [index for number in range(10) for index, _ in sampler.batch(number)[:3]]
-    assert all(drawn.count(index) == 3 for index in np.flatnonzero(starts))
+    assert all(drawn.count(index) == 3 for index in np.flatnonzero(starts).tolist())
 
 
 def test_no_draw_has_the_number_of_another() -> None:
