@@ -25,7 +25,7 @@ class Size:
     workers: int = 2
 
 
-FULL = Size(name="demo", episodes=100, train_steps=1500, trials=100, control_trials=60)
+FULL = Size(name="demo", episodes=100, train_steps=800, trials=100, control_trials=60)
 SMOKE = Size(name="demo_smoke", episodes=4, train_steps=12, trials=2, control_trials=2)
 
 
