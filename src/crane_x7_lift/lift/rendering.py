@@ -34,10 +34,6 @@ def choose_gl() -> str:
     if not chosen:
         chosen = _find()
         os.environ["MUJOCO_GL"] = chosen
-        # Where MuJoCo was imported before, only this part of it read MUJOCO_GL.
-        loaded = sys.modules.get("mujoco.rendering.classic.gl_context")
-        if loaded is not None:
-            importlib.reload(loaded)
     elif chosen not in ("egl", "osmesa", *_WINDOWS):
         raise ConfigError(
             f"MUJOCO_GL is '{chosen}', which renders nothing; expected egl or osmesa. Unset it to have one chosen"
@@ -48,15 +44,20 @@ def choose_gl() -> str:
             f"MUJOCO_GL is '{chosen}', but {wanted} cannot be loaded. Install Mesa's software renderer with: "
             f"{INSTALL_HINT}, then unset MUJOCO_GL"
         )
+    # Where MuJoCo was imported with another choice, or with none, only this part of it read MUJOCO_GL.
+    loaded = sys.modules.get("mujoco.rendering.classic.gl_context")
+    if loaded is not None and chosen in ("egl", "osmesa") and loaded.GLContext.__module__ != f"mujoco.{chosen}":
+        importlib.reload(loaded)
     return chosen
 
 
 def choose_no_gl() -> None:
-    """For what renders nothing: where nothing could be rendered, MuJoCo is told not to try, so that it loads."""
-    try:
-        choose_gl()
-    except ConfigError:
-        os.environ["MUJOCO_GL"] = _DISABLED
+    """For what renders nothing: a MUJOCO_GL with which MuJoCo could not even be imported is set to ``disable``."""
+    if os.environ.get("MUJOCO_GL"):
+        try:
+            choose_gl()
+        except ConfigError:
+            os.environ["MUJOCO_GL"] = _DISABLED
 
 
 def _find() -> str:
@@ -104,8 +105,13 @@ def _egl_starts() -> bool:
 
 
 def _loads(name: str) -> bool:
+    """Load a library for good, if it is there.
+
+    It keeps to its own symbols: Mesa's LLVM would else take TensorFlow's, where that is loaded, and crash. (TensorFlow
+    must come first: PyOpenGL shows Mesa's symbols to all that is loaded after it.)
+    """
     try:
-        ctypes.CDLL(name)
+        ctypes.CDLL(name, mode=ctypes.DEFAULT_MODE | os.RTLD_DEEPBIND)
     except OSError:
         return False
     return True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the libraries that can be loaded; empty at first. MUJOCO_GL is unset, there is no GPU."""
     present: set[str] = set()
 
-    def load(name: str) -> Library:
+    def load(name: str, mode: int = ctypes.DEFAULT_MODE) -> Library:
         if name not in present:
             raise OSError(f"{name}: cannot open shared object file")
         return Library()
@@ -113,14 +114,18 @@ def test_a_choice_that_cannot_render_is_an_error(
         rendering.choose_gl()
 
 
-def test_without_cameras_nothing_needs_to_render(libraries: set[str]) -> None:
-    assert not libraries
-    rendering.choose_no_gl()
-    assert os.environ["MUJOCO_GL"] == "disable"
+@pytest.mark.parametrize(
+    ("value", "left"), [(None, None), ("osmesa", "osmesa"), ("egl", "disable"), ("invalid", "disable")]
+)
+def test_without_cameras_nothing_needs_to_render(
+    libraries: set[str], monkeypatch: pytest.MonkeyPatch, value: str | None, left: str | None
+) -> None:
+    """MuJoCo's import fails with a MUJOCO_GL it does not know, and with one whose library is missing."""
     libraries.add(OSMESA)
-    os.environ["MUJOCO_GL"] = ""
+    if value is not None:
+        monkeypatch.setenv("MUJOCO_GL", value)
     rendering.choose_no_gl()
-    assert os.environ["MUJOCO_GL"] == "osmesa"
+    assert os.environ.get("MUJOCO_GL") == left
 
 
 def test_a_simulator_without_cameras_steps_where_opengl_cannot_be_used() -> None:
@@ -151,8 +156,9 @@ except ConfigError as error:
     assert "Install Mesa's software renderer with: apt-get install" in line
 
 
-def test_rendering_works_also_when_mujoco_was_imported_first() -> None:
-    done = run(f"import mujoco\n{MAKE}\nprint('rendered')")
+@pytest.mark.parametrize("between", ["", "import os; os.environ['MUJOCO_GL'] = 'osmesa'"])
+def test_rendering_works_also_when_mujoco_was_imported_first(between: str) -> None:
+    done = run(f"import mujoco\n{between}\n{MAKE}\nprint('rendered')")
     assert done.stdout.strip() == "rendered", done.stderr
 
 
@@ -176,3 +182,11 @@ else:
     assert run(code, MUJOCO_GL="egl").stdout.split() in (["True", "True"], ["False", "False"])
     none = run(code, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent.json")
     assert none.stdout.split() == ["False", "False"], none.stderr
+
+
+def test_rendering_and_tensorflow_live_in_one_process() -> None:
+    """Both bring an LLVM: without care the second one takes the first one's symbols and crashes."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    done = run(f"import tensorflow\n{MAKE}\nprint('rendered')", MUJOCO_GL="osmesa")
+    assert done.stdout.strip() == "rendered", f"{done.returncode} {done.stderr[-2000:]}"

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf  # before any test draws by Mesa, whose LLVM it would take for its own
 from PIL import Image
 
 from crane_x7_vla.transforms.image import (
@@ -57,8 +58,6 @@ def test_an_image_of_the_models_size_is_not_touched(photo: np.ndarray) -> None:
 
 
 def test_crop_and_resize_equals_tensorflows(photo: np.ndarray) -> None:
-    import tensorflow as tf
-
     pixels = to_unit(resize(photo, 40))
     top, left, side = 0.03, 0.01, math.sqrt(0.9)
     boxes = [[top, left, top + side, left + side]]
@@ -67,8 +66,6 @@ def test_crop_and_resize_equals_tensorflows(photo: np.ndarray) -> None:
 
 
 def test_saturation_and_hue_equal_tensorflows(photo: np.ndarray) -> None:
-    import tensorflow as tf
-
     pixels = to_unit(photo)
     np.testing.assert_allclose(
         turn_colours(pixels, saturation=1.2, hue=0.0), tf.image.adjust_saturation(pixels, 1.2).numpy(), atol=1e-5
