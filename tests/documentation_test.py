@@ -264,6 +264,47 @@ def launch_arguments(package: str, file: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+# -- commands and flags in the text ------------------------------------------------------------------------------------
+
+INLINE = [(name(path), span) for path in DOCUMENTS for span in re.findall(r"`([^`\n]+)`", prose(path))]
+FOREIGN_FLAGS = {"--nproc_per_node", "--local-dir", "--ros-args", "--no-install-recommends"}
+HELPS = (
+    (PROGRAM.split()[-1], "train", "openvla-oft"),
+    (PROGRAM.split()[-1], "evaluate"),
+    (STATISTICS_PROGRAM.split()[-1],),
+    ("crane_x7_vla.scripts.merge_lora",),
+    ("crane_x7_log.episodes", "show"),
+    ("crane_x7_bringup.up",),
+    ("crane_x7_bringup.demo",),
+    ("crane_x7_bringup.base",),
+    ("lift.evaluate",),
+)
+
+
+@functools.cache
+def every_flag() -> set[str]:
+    return {flag for words in HELPS for flag in re.findall(r"--[\w-]+", help_of(*words))} | FOREIGN_FLAGS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_flags_in_the_text_exist(path: Path) -> None:
+    named = {flag for where, span in INLINE if where == name(path) for flag in re.findall(r"(?<!\S)--\w[\w-]*", span)}
+    assert named <= every_flag() | {"--no-"}
+
+
+@pytest.mark.parametrize(("where", "span"), INLINE, ids=lambda text: text)
+def test_commands_in_the_text_exist(where: str, span: str) -> None:
+    match span.split("#", maxsplit=1)[0].split():
+        case ["make", *words] if span != "make":
+            check_make(words)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module) is not None, f"no module {module}"
+        case ["ros2", "launch" | "run", _, _, *_] | ["ros2", "param", _, _, _, *_] | ["ros2", "service", _, _, _, *_]:
+            check_ros2(shlex.split(span)[1:])
+        case ["ros2", "topic", *_]:
+            check_ros2(shlex.split(span)[1:])
+
+
 # -- tables made from the code ----------------------------------------------------------------------------------------
 
 TABLE = re.compile(r"^(<!-- (parameters|arguments) of ([\w. -]+?) -->\n)((?:\|.*\n)*)", flags=re.MULTILINE)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from lift.wilson import wilson_interval
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,6 +23,7 @@ from crane_x7_bringup.demo.trials import FRAMES
 from crane_x7_bringup.profiles import INSTRUCTION
 from crane_x7_vla.data.episode import decode_jpeg, list_episodes
 from crane_x7_vla.errors import DataError
+from lift.wilson import wilson_interval
 
 _POLL_S = 0.2
 _DISTURBANCE = 0.012
