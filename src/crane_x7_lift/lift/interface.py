@@ -66,16 +66,17 @@ class Simulator(ABC):
     def reset(self, seeds: np.ndarray, mask: np.ndarray | None = None) -> list[Observation]:
         """Start new episodes.
 
-        seeds: int64 [N]; the same seed gives the same start bit by bit. mask: bool [N], which environments to reset,
-        all by default. Returns the N current observations, those that were not reset unchanged.
+        seeds: int64 [N], 0 or more; the same seed gives the same start bit by bit. mask: bool [N], which environments
+        to reset, all by default. Returns the N current observations, those that were not reset unchanged.
+        Raises ValueError for wrong shapes and types, and unless the first reset is of all.
         """
 
     @abstractmethod
     def step(self, actions: np.ndarray) -> StepResult:
         """Advance one control period towards ``actions`` float32 [N, A], absolute joint targets in rad.
 
-        Targets are interpolated linearly from those in force, as a trajectory controller does.
-        Raises ValueError for a wrong shape or a value that is not finite.
+        Targets are interpolated linearly from those in force, as a trajectory controller does; beyond the joint limits
+        they are held at them. Raises ValueError for a wrong shape or a value that is not finite, and before ``reset``.
         """
 
     @property
