@@ -127,16 +127,16 @@ class Session:
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
-    def call_trigger(self, service: str, *, timeout: float = ANSWER_S) -> str:
+    def call_trigger(self, service: str, *, timeout: float = ANSWER_S, discovery: float = DISCOVERY_S) -> str:
         """Call a std_srvs/Trigger service; returns its message, raises DataError with it when it refuses."""
-        result = self._call(Trigger, service, Trigger.Request(), timeout)
+        result = self._call(Trigger, service, Trigger.Request(), timeout, discovery)
         if not result.success:
             raise DataError(f"{service}: {result.message}")
         return result.message
 
-    def call_bool(self, service: str, *, value: bool, timeout: float = ANSWER_S) -> str:
+    def call_bool(self, service: str, *, value: bool, timeout: float = ANSWER_S, discovery: float = DISCOVERY_S) -> str:
         """Call a std_srvs/SetBool service; returns its message, raises DataError with it when it refuses."""
-        result = self._call(SetBool, service, SetBool.Request(data=value), timeout)
+        result = self._call(SetBool, service, SetBool.Request(data=value), timeout, discovery)
         if not result.success:
             raise DataError(f"{service}: {result.message}")
         return result.message
@@ -150,7 +150,7 @@ class Session:
     ) -> None:
         """Set a parameter of ``node``; raises DataError with its reason when it refuses."""
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-        (result,) = self._call(SetParameters, f"{node}/set_parameters", request, timeout).results
+        (result,) = self._call(SetParameters, f"{node}/set_parameters", request, timeout, DISCOVERY_S).results
         if not result.successful:
             raise DataError(f"parameter {name} of {node} cannot be set to {value!r}: {result.reason}")
 
@@ -179,11 +179,11 @@ class Session:
             self._node.create_subscription(String, topic, keep, latched_qos())
         return self._heard[topic]
 
-    def _call(self, kind: Any, service: str, request: Any, timeout: float) -> Any:
+    def _call(self, kind: Any, service: str, request: Any, timeout: float, discovery: float) -> Any:
         if service not in self._clients:
             self._clients[service] = self._node.create_client(kind, service)
         client = self._clients[service]
-        self.wait_until(client.service_is_ready, f"service {service}", timeout=max(timeout, DISCOVERY_S))
+        self.wait_until(client.service_is_ready, f"service {service}", timeout=discovery)
         future = client.call_async(request)
         try:
             self.wait_until(future.done, f"an answer of service {service}", timeout=timeout)
