@@ -15,7 +15,7 @@ setup:  ## make .venv from the pinned requirements and build the workspace with 
 demo: setup  ## record, train, merge, run and score in simulation (SMOKE=1: three minutes, tiny numbers; SEED=n)
 	@$(RUN) -m crane_x7_bringup.demo --seed $(SEED) $(if $(SMOKE),--smoke)
 
-base: setup  ## train the pretrained base that the demo fine-tunes (about an hour on two cores)
+base: setup  ## train the pretrained base that the demo fine-tunes (about half an hour on two cores)
 	@$(RUN) -m crane_x7_bringup.base
 
 lint: setup  ## ruff and pyright

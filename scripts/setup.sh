@@ -20,7 +20,7 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages=()
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)
 has_library() { ldconfig -p 2>/dev/null | grep -q "$1"; }
-{ has_library libOSMesa.so || { has_library libEGL.so.1 && has_library libGL.so.1; }; } || packages+=(libosmesa6)
+has_library libOSMesa.so || packages+=(libosmesa6)
 if [ ${#packages[@]} -gt 0 ]; then
   install="apt-get install -y --no-install-recommends ${packages[*]}"
   say "System packages: ${packages[*]}"

@@ -156,6 +156,8 @@ def check_python(words: list[str]) -> None:
     if module == "crane_x7_bringup.up":
         profile, *words = [word for word in arguments if not word.startswith("--")]
         check_assignments(profile, words)
+    if module == "crane_x7_bringup.call":
+        assert (SERVICES[f"/{arguments[0]}"] == "SetBool") == (len(arguments) == 2), f"{arguments}"
 
 
 def provide(arguments: list[str]) -> None:

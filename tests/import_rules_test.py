@@ -65,13 +65,13 @@ ALLOWED_PACKAGES = {
     "lift": {"crane_x7_vla"},
     "crane_x7_bringup": {"crane_x7_vla", "crane_x7_log", "lift"},
 }
-# What other packages see of the library; lift.nodes, lift.scripts and lift.evaluate see more than the core of lift.
+# What other packages see of the library; lift.nodes and lift.evaluate see more than the core of lift.
 ALLOWED_OF_LIBRARY = {
     "crane_x7_log": VOCABULARY | {"data", "nodes"},
     "lift": VOCABULARY,
     "lift outer": VOCABULARY | {"nodes", "policies", "data"},
 }
-LIFT_OUTER = {"nodes", "scripts", "evaluate"}
+LIFT_OUTER = {"nodes", "evaluate"}
 
 
 def modules(package: str) -> list[Path]:

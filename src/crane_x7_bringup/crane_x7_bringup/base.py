@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +70,7 @@ _PHRASES = (
 _NOUNS = ("cube", "block")
 _HELD_OUT = 600
 _BATCH = 48
+_REPORT = 150
 _LEARNING_RATE = 1e-3
 _WARM_UP = 200
 # Weight of the pointing loss against the answer's.
@@ -340,30 +340,32 @@ def _spread(pixels: np.ndarray) -> np.ndarray:
 
 
 def make_base(
-    directory: Path, *, scenes: int, minutes: float, seed: int, workers: int, console: Console
+    directory: Path, *, scenes: int, steps: int, seed: int, workers: int, console: Console
 ) -> dict[str, float]:
-    """Render, train for ``minutes``, write the base into ``directory``; returns the last evaluation."""
+    """Render, train for ``steps`` updates, write the base into ``directory``; returns the last evaluation.
+
+    The base is written at every report, so a run that is stopped leaves the best it had.
+    """
     if scenes <= _HELD_OUT + _BATCH:
         raise ConfigError(f"--scenes is {scenes}; expected more than {_HELD_OUT + _BATCH}, of which some are held out")
+    if steps < 1:
+        raise ConfigError(f"--steps is {steps}; expected 1 or more")
     data = render_in_parallel(scenes, seed=seed, workers=workers, console=console)
     training = Pretraining(data, seed=seed)
     count = sum(parameter.numel() for parameter in training.model.parameters())
-    console.print(f"training {count / 1e6:.2f} M parameters for {minutes:g} minutes on {len(data)} scenes")
-    begin = time.monotonic()
-    next_report, losses = 0.02, []
+    console.print(f"training {count / 1e6:.2f} M parameters for {steps} steps on {len(data)} scenes")
+    losses: list[float] = []
+    result: dict[str, float] = {}
     with _progress(console) as progress:
-        bar = progress.add_task("training", total=1.0)
-        while (share := (time.monotonic() - begin) / (60 * minutes)) < 1.0:
-            losses.append(training.step(share))
-            progress.update(bar, completed=share)
-            if share >= next_report:
-                next_report += 0.04
-                console.print(_line(training.steps, losses, training.evaluate()))
+        bar = progress.add_task("training", total=steps)
+        while training.steps < steps:
+            losses.append(training.step(training.steps / steps))
+            progress.update(bar, completed=training.steps)
+            if training.steps % _REPORT == 0 or training.steps == steps:
+                result = training.evaluate()
+                console.print(_line(training.steps, losses, result))
                 losses.clear()
                 training.save(directory)
-    result = training.evaluate()
-    console.print(_line(training.steps, losses or [math.nan], result))
-    training.save(directory)
     console.print(f"base model written to {directory}")
     return result
 
@@ -392,7 +394,7 @@ def main() -> int:
         "--output", type=Path, default=BASE_DIRECTORY, help="folder of the model (default: %(default)s)"
     )
     parser.add_argument("--scenes", type=int, default=40000, help="rendered scenes (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=50.0, help="training time (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="updates (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes and weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes (default: %(default)s)")
     arguments = parser.parse_args()
@@ -400,7 +402,7 @@ def main() -> int:
         make_base(
             arguments.output,
             scenes=arguments.scenes,
-            minutes=arguments.minutes,
+            steps=arguments.steps,
             seed=arguments.seed,
             workers=arguments.workers,
             console=Console(),
