@@ -107,6 +107,14 @@ def test_there_are_documents_and_commands() -> None:
     assert len(COMMANDS) > 30
 
 
+def test_the_japanese_readme_has_the_same_commands() -> None:
+    english, japanese = (
+        [block for language in ("bash", "python") for _, block in blocks(ROOT / file, language)]
+        for file in ("README.md", "README.ja.md")
+    )
+    assert english == japanese
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_documented_command_would_be_understood(command: Command, workplace: Path) -> None:
     program, *words = command.words
