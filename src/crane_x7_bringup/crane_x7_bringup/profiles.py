@@ -187,7 +187,7 @@ def configured(profile: Profile, words: Sequence[str]) -> tuple[NodeSpec, ...]:
             values[node, parameter] = yaml.safe_load(text)
         else:
             close = difflib.get_close_matches(name, arguments, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = f"; did you mean '{close[0]}'?" if close else "."
             raise ConfigError(
                 f"unknown argument '{name}' of profile {profile.name}{hint} It takes: {', '.join(arguments)}, and "
                 f"node.parameter for the parameters of {', '.join(nodes)}"

@@ -92,10 +92,13 @@ class Watcher:
 def test_an_episode_over_ros_is_the_episode_bit_for_bit_whatever_runs_in_another_domain(tmp_path: Path) -> None:
     other = stack(tmp_path / "other", spec(SIM, cameras=[], auto_reset=True), spec(EXPERT))
     sim = spec(SIM, cameras=["primary"], image_width=40, image_height=30, disturbance=DISTURBANCE)
-    with other, stack(tmp_path / "own", sim, spec(EXPERT)) as session:
+    with other, stack(tmp_path / "own", sim, spec(EXPERT, autostart=False)) as session:
         watcher = Watcher(session)
         session.wait_connected("joint_states", publishers=1, subscribers=2)
+        # The simulator shows the first instant again until somebody answers it.
         session.wait_until(lambda: bool(watcher.images), "the first picture")
+        session.call_trigger("expert/start")
+        session.wait_episode_end()
         assert session.node.count_publishers("joint_states") == 1
         last = 0
         for seed in (7, 8, 7):

@@ -85,7 +85,7 @@ def _help() -> str:
         lines.append(f"{profile.name}: {profile.description}")
         for argument in profile.arguments:
             default = str(argument.default).lower() if isinstance(argument.default, bool) else f"{argument.default}"
-            lines.append(f"  {argument.name}:={default or '…'}".ljust(34) + argument.description)
+            lines.append(f"  {argument.name}:={default or '…'}".ljust(33) + f" {argument.description}")
     return "\n".join(lines)
 
 

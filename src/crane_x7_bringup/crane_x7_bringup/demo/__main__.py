@@ -7,6 +7,7 @@ node drive the arm on starts it has not seen, and reports. It may be stopped at 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def main() -> int:
     size = SMOKE if arguments.smoke else FULL
     plan = Plan.make(size, seed=arguments.seed, data_root=arguments.data_root, output_dir=arguments.output_dir)
     console = Console()
+    # Said explicitly, as a shell that starts it in the background has SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         Demo(plan, console).run(fresh=arguments.fresh)
     except USER_ERRORS as error:

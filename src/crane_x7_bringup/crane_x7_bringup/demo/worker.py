@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.session import Session
@@ -35,7 +34,8 @@ def running(nodes: Sequence[NodeSpec], log_dir: Path) -> Iterator[Session]:
 
 def run_worker(work: Callable[[], None]) -> int:
     """Exit code of ``work``: 0, 2 with one line for what the user can mend, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         work()
     except (*USER_ERRORS, NodeEndedError, TimeoutError) as error:
@@ -44,7 +44,3 @@ def run_worker(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -188,7 +188,8 @@ def load_statistics(path: Path) -> DatasetStatistics:
     """Read dataset_statistics.json. Raises DataError where it is missing or damaged."""
     if not path.is_file():
         raise DataError(
-            f"no {path}; write it with: python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats --output {path}"
+            f"no {path}; write it with: python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats BACKEND "
+            f"--data-root DIR --output {path}"
         )
     return from_json(path.read_text(encoding="utf-8"), source=str(path))
 

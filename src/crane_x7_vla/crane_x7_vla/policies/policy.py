@@ -161,7 +161,10 @@ def _merged_name(adapters: Path) -> Path:
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CheckpointError(f"device is '{name}'; expected cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CheckpointError(f"device {name} is not available: torch sees no GPU; use device cpu")
     return device

@@ -287,7 +287,8 @@ def _statistics(
         if statistics.fingerprint != fingerprint:
             raise DataError(
                 f"{path} was computed from other episodes or for other actions than this run's ({settings}); "
-                "compute it again with: python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats"
+                f"compute it again with: python -m crane_x7_vla.scripts.compute_crane_x7_norm_stats {config.backend} "
+                f"--data-root {config.data.data_root} --output {path}"
             )
         return statistics
     states: list[np.ndarray] = []

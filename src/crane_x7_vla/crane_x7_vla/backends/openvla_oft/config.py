@@ -200,7 +200,7 @@ class OpenVLAOFTConfig(VLAConfig):
         if images.enabled and images.num_images != len(enabled):
             raise ConfigError(
                 f"openvla_oft.multi_image.num_images is {images.num_images}, but data.cameras enables "
-                f"{len(enabled)} ({names}); list as many cameras as the model sees"
+                f"{len(enabled)} ({names}). For one camera: --cameras primary --multi-image-num-images 1"
             )
         if not enabled:
             raise ConfigError("data.cameras enables no camera; OpenVLA-OFT needs at least one")
