@@ -266,7 +266,7 @@ class Pretraining:
         cameras, patches = len(DEFAULT_CAMERAS), _GRID * _GRID
         states = self._states[:, 1 : 1 + cameras * patches].unflatten(1, (cameras, patches))
         scores = self._pointer(states)[..., 0]
-        wanted = torch.from_numpy(_spread(self._scenes.pixels[rows]))
+        wanted = torch.from_numpy(spread(self._scenes.pixels[rows]))
         return -(wanted * scores.log_softmax(dim=2)).sum() / wanted.sum().clamp(min=1)
 
     def _choose_rows(self, share: float) -> np.ndarray:
@@ -323,7 +323,7 @@ class Pretraining:
             )
 
 
-def _spread(pixels: np.ndarray) -> np.ndarray:
+def spread(pixels: np.ndarray) -> np.ndarray:
     """Places [b, cameras, 2] in the images -> float32 [b, cameras, patches]: shares of the four nearest patches.
 
     All zero where the place is out of view.

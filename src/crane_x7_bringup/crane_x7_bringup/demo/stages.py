@@ -28,7 +28,7 @@ from lift.wilson import wilson_interval
 _POLL_S = 0.2
 _DISTURBANCE = 0.012
 _STRIPS = 5
-_TRAINING = Path(__file__).parent / "training.yaml"
+TRAINING = Path(__file__).parent / "training.yaml"
 
 FINE_TUNED = "fine-tuned"
 BEFORE = "before fine-tuning"
@@ -93,7 +93,7 @@ class Demo:
     def _train(self) -> None:
         plan = self._plan
         common = [
-            *("-m", "crane_x7_vla.training.cli", "train", "--config", str(_TRAINING)),
+            *("-m", "crane_x7_vla.training.cli", "train", "--config", str(TRAINING)),
             *("--model-id", str(plan.base), "--data-root", str(plan.data_root)),
             *("--output-dir", str(plan.output_dir), "--seed", str(plan.seed)),
         ]
