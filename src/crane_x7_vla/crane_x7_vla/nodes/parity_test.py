@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def test_a_recorded_episode_played_to_the_node_is_encoded_as_in_training(
 ) -> None:
     (path,) = list_episodes(record_episodes(tmp_path, 1, cameras=CAMERAS, size=SIZE))
     episode = read_episode(path)
-    config = config_class(name).tiny()
-    processor = backend_class(name)(config, robot=CRANE_X7, statistics=tiny_statistics).processor
+    family: Any = config_class(name)
+    processor = backend_class(name)(family.tiny(), robot=CRANE_X7, statistics=tiny_statistics).processor
     trained_on = EpisodeDataset(
         load_episodes([path], robot=CRANE_X7, cameras=CAMERAS, control_hz=10.0),
         horizon=1,
@@ -43,7 +44,8 @@ def test_a_recorded_episode_played_to_the_node_is_encoded_as_in_training(
             buffer.add(camera, rgb_to_image(decode_jpeg(episode.images[camera][step]), stamp, camera))
         joints = joint_state_message(CRANE_X7, stamp, episode.state[step], 0 * episode.state[step])
         order = shuffled.sample(range(CRANE_X7.size), CRANE_X7.size)
-        joints.name, joints.position = [joints.name[i] for i in order], [joints.position[i] for i in order]
+        names, positions = list(joints.name), list(joints.position)
+        joints.name, joints.position = [names[i] for i in order], [positions[i] for i in order]
         joints.header.stamp = to_stamp(stamp)
         buffer.add(JOINT_STATES, joints)
 
