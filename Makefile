@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 RUN := .venv/bin/python
 SEED ?= 0
 export PYTHON
+# A sourced ROS 2 workspace has packages of another Python, and settings that are not this environment's.
+unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH RMW_IMPLEMENTATION ROS_LOCALHOST_ONLY ROS_DISTRO
 
 .PHONY: help setup demo base test lint clean
 

@@ -19,15 +19,18 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 packages=()
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)
-has_library() { ldconfig -p 2>/dev/null | grep -q "$1"; }
-has_library libOSMesa.so || packages+=(libosmesa6)
+# An ordinary user's PATH on Debian lacks the folder of ldconfig.
+libraries=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null || true)
+[[ $libraries == *libOSMesa.so* ]] || packages+=(libosmesa6)
 if [ ${#packages[@]} -gt 0 ]; then
   install="apt-get install -y --no-install-recommends ${packages[*]}"
   say "System packages: ${packages[*]}"
   if [ "$(id -u)" = 0 ]; then
-    apt-get update -qq && $install
+    apt-get update -qq
+    $install
   elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-    sudo -n apt-get update -qq && sudo -n $install
+    sudo -n apt-get update -qq
+    sudo -n $install
   else
     fail "these system packages are missing; type: sudo $install"
   fi

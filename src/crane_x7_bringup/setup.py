@@ -20,5 +20,5 @@ setup(
     ],
     install_requires=["crane_x7_vla", "crane_x7_log", "crane_x7_lift", "matplotlib", "rich"],
     zip_safe=False,
-    entry_points={"console_scripts": ["demo = crane_x7_bringup.demo:main"]},
+    entry_points={"console_scripts": ["demo = crane_x7_bringup.demo.__main__:main"]},
 )

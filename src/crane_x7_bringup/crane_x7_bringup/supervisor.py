@@ -30,6 +30,8 @@ from crane_x7_vla.errors import ConfigError
 # Between SIGTERM and SIGKILL, s.
 _TERMINATE_S = 3.0
 _POLL_S = 0.05
+# How long a killed process may take to be gone; one that the kernel does not let go is left to it, s.
+_REAP_S = 10.0
 
 Sink = Callable[[str, str], None]
 
@@ -86,6 +88,9 @@ class _Child:
         self.log = log
         self.last_line = ""
         self.done = threading.Event()
+        # Why its output is no longer kept or shown; the node itself goes on until somebody asks.
+        self.fault: Exception | None = None
+        self._file = log.open("ab", buffering=0)
         command = [sys.executable, "-m", "crane_x7_bringup.child", str(os.getpid()), spec.package, spec.executable]
         self.process = subprocess.Popen(
             [*command, *spec.arguments()],
@@ -116,22 +121,20 @@ class _Child:
         for descriptor in waiting:
             poller.register(descriptor, select.POLLIN)
         rest = b""
-        with self.log.open("ab") as log:
-            while waiting:
-                for descriptor, _ in poller.poll():
-                    data = os.read(output, 1 << 16) if descriptor == output else b""
-                    if not data:
-                        poller.unregister(descriptor)
-                        waiting.discard(descriptor)
-                    if descriptor == end:
-                        # What the node leaves running would keep its output open. It is not reaped yet, so that its
-                        # number is still its own.
-                        _signal_group(self.process.pid, signal.SIGKILL)
-                    log.write(data)
-                    log.flush()
-                    *lines, rest = (rest + data).split(b"\n")
-                    self._tell(lines)
-        self._tell([rest])
+        while waiting:
+            for descriptor, _ in poller.poll():
+                data = os.read(output, 1 << 16) if descriptor == output else b""
+                if not data:
+                    poller.unregister(descriptor)
+                    waiting.discard(descriptor)
+                if descriptor == end:
+                    # What the node leaves running would keep its output open. It is not reaped yet, so that its
+                    # number is still its own.
+                    _signal_group(self.process.pid, signal.SIGKILL)
+                *lines, rest = (rest + data).split(b"\n")
+                self._keep(data, lines)
+        self._keep(b"", [rest])
+        self._file.close()
         os.close(end)
         with self._lock:
             self.process.wait()
@@ -139,13 +142,20 @@ class _Child:
             self._ended.append(self)
             self.done.set()
 
-    def _tell(self, lines: Sequence[bytes]) -> None:
-        for raw in lines:
-            line = raw.decode(errors="replace").rstrip()
-            if line:
-                self.last_line = line
+    def _keep(self, data: bytes, lines: Sequence[bytes]) -> None:
+        """Write to the log and tell the sink; where one of them fails the node's output must still be taken from it."""
+        texts = [text for raw in lines if (text := raw.decode(errors="replace").rstrip())]
+        if texts:
+            self.last_line = texts[-1]
+        if self.fault is not None:
+            return
+        try:
+            self._file.write(data)
+            for text in texts:
                 if self._sink is not None:
-                    self._sink(self.spec.name, line)
+                    self._sink(self.spec.name, text)
+        except Exception as error:  # noqa: BLE001 - the thread must live until the node has ended; check() raises it
+            self.fault = error
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -209,7 +219,12 @@ class Supervisor:
             raise
 
     def check(self) -> None:
-        """Raise NodeEndedError for the node that ended first, if one did."""
+        """Raise NodeEndedError for the node that ended first, if one did, or what keeps output from being kept."""
+        for child in self._children:
+            if isinstance(child.fault, OSError) and not isinstance(child.fault, BrokenPipeError):
+                raise ConfigError(f"the log {child.log} cannot be written: {child.fault.strerror}") from child.fault
+            if child.fault is not None:
+                raise child.fault
         if self._ended:
             first = self._ended[0]
             raise NodeEndedError(first.spec.name, first.process.returncode, first.last_line, first.log)
@@ -235,7 +250,7 @@ class Supervisor:
             for child in self._children:
                 child.send(signal.SIGKILL)
             for child in self._children:
-                child.done.wait()
+                child.done.wait(_REAP_S)
             clean_shared_memory()
 
     def _ask(self, number: signal.Signals, patience: float) -> None:

@@ -109,6 +109,23 @@ def test_nodes_run_in_the_domain_and_save_on_leaving(tmp_path: Path) -> None:
     assert (tmp_path / "log" / "one.log").read_text().endswith("saved\n")
 
 
+def test_a_reader_that_is_gone_and_a_full_disk_are_told_and_hang_nothing(tmp_path: Path) -> None:
+    def gone(_name: str, _line: str) -> None:
+        raise BrokenPipeError
+
+    with (
+        Supervisor([node("one")], domain=42, log_dir=tmp_path, sink=gone) as supervisor,
+        pytest.raises(BrokenPipeError),
+    ):
+        wait_until(lambda: supervisor.check() is not None, "the error")
+    (tmp_path / "two.log").symlink_to("/dev/full")
+    with (
+        Supervisor([node("two")], domain=42, log_dir=tmp_path) as supervisor,
+        pytest.raises(ConfigError, match=r"two\.log cannot be written: No space left on device"),
+    ):
+        wait_until(lambda: supervisor.check() is not None, "the error")
+
+
 def test_when_a_node_is_killed_the_others_are_stopped_and_it_is_named(tmp_path: Path) -> None:
     lines = Lines()
     with Supervisor([node("one"), node("two")], domain=42, log_dir=tmp_path, sink=lines) as supervisor:

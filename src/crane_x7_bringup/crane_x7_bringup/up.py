@@ -107,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         sys.stderr.write(f"up: {error}\n")
         return 2
+    except BrokenPipeError:
+        # Whoever read the output is gone, as with | head; the nodes have been stopped.
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

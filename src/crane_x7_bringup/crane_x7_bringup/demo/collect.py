@@ -8,6 +8,8 @@ The expert teleoperates the arm through the topics a person would use; episodes 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from crane_x7_bringup.demo.journal import append_entry, read_journal
 from crane_x7_bringup.demo.worker import run_worker, running
 from crane_x7_bringup.profiles import INSTRUCTION, configured, find_profile
 from crane_x7_bringup.session import Session
+from crane_x7_bringup.supervisor import NodeEndedError
+from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
 from crane_x7_vla.errors import DataError
 
 
@@ -37,6 +41,7 @@ class Collection:
 
 def collect(wanted: Collection) -> None:
     """Record until there are enough; what the journal says is done already is not done again."""
+    reconcile(wanted)
     entries = read_journal(wanted.journal)
     saved = sum(bool(entry["success"]) for entry in entries)
     if saved >= wanted.episodes:
@@ -69,6 +74,21 @@ def _seeds(wanted: Collection, done: set[int]) -> Iterator[int]:
             yield seed
 
 
+def reconcile(wanted: Collection) -> None:
+    """Note episodes that were saved just before an earlier run was killed; remove what it left of a failed one."""
+    noted = {int(entry["seed"]) for entry in read_journal(wanted.journal)}
+    mine = set(_seeds(wanted, done=noted))
+    for path in sorted(wanted.data_root.rglob("*.tfrecord")) if wanted.data_root.is_dir() else []:
+        metadata = read_metadata(path.parent / METADATA_NAME)
+        if metadata is None or metadata.seed not in mine:
+            continue
+        if metadata.success:
+            entry = {"seed": metadata.seed, "success": True, "steps": metadata.n_steps, "path": str(path)}
+            append_entry(wanted.journal, entry)
+        else:
+            shutil.rmtree(path.parent)
+
+
 def _attempt(session: Session, seed: int) -> dict[str, object]:
     """One demonstration: recorded and saved if it succeeds, discarded if not."""
     session.call_trigger("expert/stop")
@@ -83,10 +103,14 @@ def _attempt(session: Session, seed: int) -> dict[str, object]:
             session.call_trigger("recorder/discard")
             session.wait_status("recorder", lambda status: status["state"] == "idle", "the recorder to discard")
             return {"seed": seed, "success": False, "steps": end["steps"]}
+        now = session.status("recorder")
+        if now["state"] != "recording":
+            raise DataError(f"the recorder stopped by itself in the episode of seed {seed}: {now['last']['reason']}")
         session.call_bool("recorder/mark_success", value=True)
         session.call_trigger("recorder/stop")
     except KeyboardInterrupt:
-        session.call_trigger("recorder/discard", timeout=5.0)
+        with contextlib.suppress(DataError, TimeoutError, NodeEndedError):
+            session.call_trigger("recorder/discard", timeout=5.0)
         raise
     status = session.wait_status(
         "recorder",

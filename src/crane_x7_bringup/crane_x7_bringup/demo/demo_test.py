@@ -11,10 +11,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from crane_x7_bringup.demo.collect import Collection, reconcile
+from crane_x7_bringup.demo.journal import read_journal
 from crane_x7_bringup.demo.plan import FULL, SMOKE, Plan
-from crane_x7_vla.data.episode import read_episode
+from crane_x7_vla.data.episode import (
+    CameraMetadata,
+    EpisodeMetadata,
+    EpisodeWriter,
+    Step,
+    encode_jpeg,
+    read_episode,
+    set_success,
+)
+from crane_x7_vla.robot import CRANE_X7
 
 pytestmark = pytest.mark.ros
 
@@ -106,3 +118,47 @@ def test_seeds_and_sizes_have_folders_and_scenes_of_their_own(tmp_path: Path) ->
     spans = sorted([*recorded, *tried], key=lambda span: span.start)
     assert all(before.stop <= after.start for before, after in itertools.pairwise(spans))
     assert full[0].data_root == Path("data/tfrecord_logs")
+
+
+def record(root: Path, seed: int | None) -> Path:
+    """A whole episode of one step."""
+    metadata = EpisodeMetadata(
+        robot=CRANE_X7.name,
+        hz=10.0,
+        instruction="pick",
+        cameras={"primary": CameraMetadata(width=8, height=8)},
+        joint_names=CRANE_X7.joint_names,
+        seed=seed,
+    )
+    writer = EpisodeWriter(root, metadata)
+    image, state = encode_jpeg(np.zeros((8, 8, 3), np.uint8)), np.zeros(8, np.float32)
+    writer.write(Step(images={"primary": image}, state=state, action=state, instruction="pick", stamp=0.0))
+    return writer.finish(success=True)
+
+
+def test_a_mixed_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    """A person records into the demo's folder after the demo has run; --fresh must not take these recordings along."""
+    both = [record(tmp_path / "data", 3), record(tmp_path / "data", None)]
+    done = subprocess.run(command(tmp_path, "--fresh"), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "holds 1 episodes that are not the demo's" in " ".join(done.stdout.split())
+    assert all(path.exists() for path in both)
+
+
+def test_an_episode_saved_just_before_a_kill_is_counted_and_a_failed_one_is_removed(tmp_path: Path) -> None:
+    saved, failed = record(tmp_path, 4), record(tmp_path, 6)
+    set_success(failed, False)
+    wanted = Collection(
+        data_root=tmp_path,
+        episodes=5,
+        instruction="pick",
+        first_seed=0,
+        stride=2,
+        disturbance=0.0,
+        journal=tmp_path / "demo-0.jsonl",
+        log_dir=tmp_path,
+    )
+    reconcile(wanted)
+    reconcile(wanted)
+    assert read_journal(wanted.journal) == [{"seed": 4, "success": True, "steps": 1, "path": str(saved)}]
+    assert not failed.parent.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from crane_x7_bringup.base import BASE_DIRECTORY
 
 # Scenes of demonstrations and of trials come from ranges that never meet, also between demo seeds.
-_SEEDS_PER_RUN = 10_000
+SEEDS_PER_RUN = 10_000
 _TRIALS_FROM = 1_000_000
 
 
@@ -75,8 +75,8 @@ class Plan:
 
     @property
     def first_recording_seed(self) -> int:
-        return self.seed * _SEEDS_PER_RUN
+        return self.seed * SEEDS_PER_RUN
 
     @property
     def first_trial_seed(self) -> int:
-        return _TRIALS_FROM + self.seed * _SEEDS_PER_RUN
+        return _TRIALS_FROM + self.seed * SEEDS_PER_RUN

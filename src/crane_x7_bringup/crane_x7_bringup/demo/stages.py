@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,15 +20,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from crane_x7_bringup.demo.journal import Entry, append_entry, read_journal
-from crane_x7_bringup.demo.plan import Plan
+from crane_x7_bringup.demo.plan import SEEDS_PER_RUN, Plan
 from crane_x7_bringup.demo.report import Score, Strip, write_report
 from crane_x7_bringup.demo.trials import FRAMES
 from crane_x7_bringup.profiles import INSTRUCTION
-from crane_x7_vla.data.episode import decode_jpeg, list_episodes
+from crane_x7_vla.data.episode import decode_jpeg
+from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
 from crane_x7_vla.errors import DataError
 from lift.wilson import wilson_interval
 
 _POLL_S = 0.2
+# How long a command may take to save after Ctrl-C, s; a second Ctrl-C does not wait.
+_PATIENCE_S = 60.0
 _DISTURBANCE = 0.012
 _STRIPS = 5
 TRAINING = Path(__file__).parent / "training.yaml"
@@ -99,7 +105,7 @@ class Demo:
         ]
         if not plan.before.is_dir():
             self._command([*common, "--experiment-name", plan.before.parent.name, "--max-steps", "0"])
-        if not (plan.experiment / f"checkpoint-{plan.size.train_steps}").is_dir():
+        if not (plan.experiment / "checkpoint-final").is_dir():
             resume = ["--resume-from-checkpoint", "latest"] if list(plan.experiment.glob("checkpoint-*")) else []
             steps = ["--max-steps", str(plan.size.train_steps)]
             self._command([*common, "--experiment-name", plan.experiment.name, *steps, *resume])
@@ -210,14 +216,29 @@ class Demo:
 
     def _command(self, arguments: Sequence[str]) -> None:
         """Run a command of the suite as a user would, its output in the terminal."""
-        self._console.print(
-            f"$ python {' '.join(arguments)}", style="dim", markup=False, highlight=False, soft_wrap=True
-        )
-        code = subprocess.run([sys.executable, *arguments], check=False).returncode
-        if code == 130 or code < 0:
+        self._show(arguments)
+        # In a session of its own: Ctrl-C comes to this process alone, which gives the command time to save.
+        process = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.wait(_PATIENCE_S)
+            raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if code == 130:
             raise KeyboardInterrupt
         if code:
             raise StageFailedError(f"{arguments[1]} ended with exit code {code}; its last lines above say why", code)
+
+    def _show(self, arguments: Sequence[str]) -> None:
+        """Print a command as it could be typed."""
+        line = f"$ python {shlex.join(arguments)}"
+        self._console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def _work(
         self,
@@ -235,6 +256,9 @@ class Demo:
             return
         logs = [(self._plan.work / "log" / f"{journal.stem}.txt") for journal in journals]
         processes: list[subprocess.Popen[bytes]] = []
+        failed: list[subprocess.Popen[bytes]] = []
+        for command in commands:
+            self._show(command)
         try:
             for command, log in zip(commands, logs, strict=True):
                 log.parent.mkdir(parents=True, exist_ok=True)
@@ -263,8 +287,9 @@ class Demo:
                     process.terminate()
             for process in processes:
                 process.wait()
+        # Those that were stopped because another failed are not to blame.
         for process, log in zip(processes, logs, strict=True):
-            if process.returncode:
+            if process in failed:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 raise StageFailedError(
                     f"{what}: {lines[-1] if lines else 'no message'} (log: {log})", process.returncode
@@ -275,17 +300,32 @@ class Demo:
     def _check_recordings(self) -> None:
         """A person's own recordings are neither trained on nor touched."""
         root = self._plan.data_root
-        if not root.is_dir() or any(root.glob("*.jsonl")) or not any(root.rglob("*.tfrecord")):
-            return
-        raise DataError(
-            f"{root} holds {len(list_episodes(root))} episodes that are not the demo's; "
-            "give it another folder: python -m crane_x7_bringup.demo --data-root DIR"
-        )
+        others = sorted(set(root.rglob("*.tfrecord")) - set(self._episodes()))
+        if others:
+            raise DataError(
+                f"{root} holds {len(others)} episodes that are not the demo's, such as {others[0]}; "
+                "give the demo another folder: python -m crane_x7_bringup.demo --data-root DIR"
+            )
+
+    def _episodes(self) -> list[Path]:
+        """The demo's own episodes, known by the scene's seed, which recordings by hand do not have."""
+        first = self._plan.first_recording_seed
+        found: list[Path] = []
+        for path in self._plan.data_root.rglob("*.tfrecord"):
+            metadata = read_metadata(path.parent / METADATA_NAME)
+            if metadata is not None and metadata.seed is not None and first <= metadata.seed < first + SEEDS_PER_RUN:
+                found.append(path)
+        return found
 
     def _forget(self) -> None:
+        """Remove what earlier runs of this plan made, and nothing else."""
         self._check_recordings()
         plan = self._plan
-        for folder in (plan.data_root, plan.work, plan.experiment, plan.before.parent, plan.merged):
+        for episode in self._episodes():
+            shutil.rmtree(episode.parent, ignore_errors=True)
+        for worker in range(plan.size.workers):
+            self._recording_journal(worker).unlink(missing_ok=True)
+        for folder in (plan.work, plan.experiment, plan.before.parent, plan.merged):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _recording_journal(self, worker: int) -> Path:
