@@ -98,9 +98,10 @@ def _rotation_vector(rotation: np.ndarray) -> np.ndarray:
         return skew / (2.0 * sine) * angle
     if cosine > 0:
         return np.zeros(3)
-    # Half a turn: the axis is the eigenvector of the eigenvalue 1.
-    axis = np.sqrt(np.clip((np.diag(rotation) + 1.0) / 2.0, 0.0, None))
-    return axis * math.pi
+    # Half a turn: rotation + 1 is twice the axis times itself, so any of its columns is along the axis.
+    squares = rotation + np.eye(3)
+    axis = squares[:, int(np.argmax(np.diag(squares)))]
+    return axis * (math.pi / float(np.linalg.norm(axis)))
 
 
 def reach_down(position: np.ndarray, yaw: float) -> np.ndarray | None:

@@ -97,3 +97,11 @@ def test_reach_down_points_the_gripper_down_at_the_position(yaw: float) -> None:
 
 def test_reach_down_says_none_where_the_arm_is_too_short() -> None:
     assert kinematics.reach_down(np.array([0.6, 0.0, 0.05]), 0.0) is None
+
+
+def test_half_a_turn_has_the_axis_it_is_about() -> None:
+    """Its sines vanish, so the axis must come from elsewhere, signs included."""
+    axis = np.array([1.0, -1.0, 0.0]) / math.sqrt(2)
+    rotation = 2 * np.outer(axis, axis) - np.eye(3)
+    vector = kinematics._rotation_vector(rotation)  # pyright: ignore[reportPrivateUsage]
+    np.testing.assert_allclose(vector * np.sign(vector[0]), math.pi * axis, atol=1e-9)

@@ -38,7 +38,8 @@ class Setpoint:
         if times.size == 0 or times[0] <= 0 or np.any(np.diff(times) <= 0):
             raise ValueError("trajectory times must be positive and increasing")
         begin = self.at(start)
-        kept = (self._times < start) & (self._times >= start - _HISTORY_S)
+        first = int(np.searchsorted(self._times, start - _HISTORY_S, side="right")) - 1
+        kept = (self._times < start) & (np.arange(len(self._times)) >= first)
         self._times = np.concatenate([self._times[kept], [start], start + times])
         self._positions = np.concatenate([self._positions[kept], begin[None, :], positions])
 

@@ -65,3 +65,10 @@ def test_rounding_of_stamps_never_changes_a_target_by_a_bit() -> None:
             target = rng.normal(size=8)
             setpoint.replace(stamp, np.array([0.1]), target[None])
             np.testing.assert_array_equal(setpoint.at(end), target)
+
+
+def test_a_slow_motion_stays_known_however_long_ago_it_began() -> None:
+    setpoint = Setpoint(np.array([0.0]), 0.0)
+    setpoint.replace(0.0, np.array([10.0]), np.array([[10.0]]))
+    setpoint.replace(8.0, np.array([1.0]), np.array([[0.0]]))
+    assert setpoint.at(7.5)[0] == pytest.approx(7.5)

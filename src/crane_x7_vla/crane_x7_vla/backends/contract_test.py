@@ -239,6 +239,17 @@ def test_a_missing_camera_is_named(config: VLAConfig, make: Make) -> None:
         processor.encode(dataclasses.replace(seen, images=images))
 
 
+def test_a_camera_of_another_shape_than_in_training_names_both(config: VLAConfig, make: Make) -> None:
+    cameras = tuple(dataclasses.replace(camera, width=640, height=480) for camera in config.data.cameras)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cameras=cameras))
+    processor, seen = make(config).processor, observation(config)
+    square = {name: np.zeros((48, 48, 3), np.uint8) for name in seen.images}
+    with pytest.raises(DataError, match=r"camera \w+ shows 48 x 48 pixels, .* trained on 640 x 480"):
+        processor.encode(dataclasses.replace(seen, images=square))
+    smaller = {name: np.zeros((48, 64, 3), np.uint8) for name in seen.images}
+    processor.encode(dataclasses.replace(seen, images=smaller))
+
+
 def test_a_state_or_chunk_of_another_size_names_both_sizes(config: VLAConfig, make: Make) -> None:
     processor, seen = make(config).processor, observation(config)
     with pytest.raises(DataError, match=r"7 joints, crane_x7 has 8"):

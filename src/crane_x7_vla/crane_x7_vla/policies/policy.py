@@ -165,6 +165,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise CheckpointError(f"device is '{name}'; expected cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"device {name} is not available: torch sees no GPU; use device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise CheckpointError(f"device is '{name}'; expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CheckpointError(f"device {name} is not available: torch sees {count} GPU(s); use device cpu")
     return device

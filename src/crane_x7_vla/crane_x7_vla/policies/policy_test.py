@@ -118,7 +118,7 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_said_before_loading(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(CheckpointError, match="torch sees no GPU; use device cpu"):
+    with pytest.raises(CheckpointError, match=r"torch sees 0 GPU\(s\); use device cpu"):
         load_policy(tiny_checkpoint, device="cuda")
 
 

@@ -191,11 +191,11 @@ def _probes(config: VLAConfig, robot: RobotSpec, statistics: DatasetStatistics, 
     probes: list[Observation] = []
     for index in range(_PROBES):
         state = rng.uniform(statistics.state.q01, statistics.state.q99).astype(np.float32)
-        size = (64, 64, 3) if index % 2 else (1, 1, 3)
-        images = {
-            camera.name: np.broadcast_to(rng.integers(0, 256, size, dtype=np.uint8), (64, 64, 3)).copy()
-            for camera in backend.spec.cameras
-        }
+        images: dict[str, np.ndarray] = {}
+        for camera in backend.spec.cameras:
+            shape = (camera.height or 64, camera.width or 64, 3)
+            colours = rng.integers(0, 256, shape if index % 2 else (1, 1, 3), dtype=np.uint8)
+            images[camera.name] = np.broadcast_to(colours, shape).copy()
         instruction = config.data.instruction or "pick up the red cube"
         probes.append(
             Observation(

@@ -45,8 +45,8 @@ def device_of(training: TrainingConfig, world: World) -> torch.device:
     device = torch.device(training.device)
     if device.type != "cuda":
         return device
-    if world.size > 1:
-        device = torch.device("cuda", world.local_rank)
+    # set_device wants a number, and "cuda" alone has none.
+    device = torch.device("cuda", world.local_rank if world.size > 1 else device.index or 0)
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
     return device

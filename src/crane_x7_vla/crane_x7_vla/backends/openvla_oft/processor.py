@@ -134,6 +134,13 @@ class OpenVLAOFTProcessor:
                 f"no image of camera {', '.join(missing)}; the model needs {', '.join(self._cameras)}, "
                 f"the observation has {', '.join(observation.images) or 'none'}"
             )
+        for camera in self._config.cameras:
+            height, width = observation.images[camera.name].shape[:2]
+            if camera.width and camera.height and width * camera.height != height * camera.width:
+                raise DataError(
+                    f"camera {camera.name} shows {width} x {height} pixels, but the model was trained on "
+                    f"{camera.width} x {camera.height}; another shape would be squashed. Set the camera to that size"
+                )
 
     def _pixels(self, observation: Observation, rng: np.random.Generator | None) -> np.ndarray:
         images = [

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crane_x7_vla.config.base import TrainingConfig
+from crane_x7_vla.training.distributed import World
+from crane_x7_vla.training.preflight import device_of
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "number"),
+    [
+        ("cuda", World(rank=0, size=1, local_rank=0), 0),
+        ("cuda:1", World(rank=0, size=1, local_rank=0), 1),
+        ("cuda", World(rank=3, size=4, local_rank=3), 3),
+    ],
+)
+def test_the_gpu_of_a_process_has_a_number(
+    name: str, world: World, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.cuda.set_device refuses a device without one."""
+    chosen: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert device_of(TrainingConfig(device=name), world) == torch.device("cuda", number)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert chosen == [number]
