@@ -20,6 +20,9 @@ from crane_x7_vla.types import Observation
 
 logger = logging.getLogger(__name__)
 
+# How far the median period of stamps may be from the control period: timers drift, half a step is another rate.
+_RATE_TOLERANCE = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEpisode:
@@ -74,7 +77,7 @@ def load_episodes(
     for path in paths:
         file = EpisodeFile(path)
         _check_metadata(file, robot, cameras, control_hz)
-        if file.hz is None:
+        if file.hz is None and not file.has_stamps:
             without_rate.append(path)
         rows: list[tuple[np.ndarray, np.ndarray, np.ndarray | None, float]] = []
         kept: list[Mapping[str, bytes]] | None = []
@@ -92,6 +95,8 @@ def load_episodes(
                 if left < 0:
                     kept = None
         state, action, commanded, stamp = zip(*rows, strict=True)
+        if file.hz is None and file.has_stamps and len(rows) > 1:
+            _check_stamps(path, np.array(stamp, dtype=np.float64), control_hz)
         targets = [row for row in commanded if row is not None]
         episodes.append(
             LoadedEpisode(
@@ -247,6 +252,16 @@ class EpisodeDataset(Dataset[TrainingSample]):
                 )
             images[camera] = image
         return images
+
+
+def _check_stamps(path: Path, stamp: np.ndarray, control_hz: float) -> None:
+    """stamp: float64 [N] s, of an episode that says its rate nowhere else."""
+    period = float(np.median(np.diff(stamp)))
+    if abs(period * control_hz - 1) > _RATE_TOLERANCE:
+        raise DataError(
+            f"{path} has a step every {period:g} s by its stamps, data.control_hz is {control_hz:g}; "
+            "use recordings of one rate and, if it is this one, say so with --control-hz"
+        )
 
 
 def _check_metadata(file: EpisodeFile, robot: RobotSpec, cameras: Sequence[str], control_hz: float) -> None:

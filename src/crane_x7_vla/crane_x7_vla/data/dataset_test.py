@@ -188,3 +188,15 @@ def test_no_draw_has_the_number_of_another() -> None:
     sampler = StepSampler(7, batch_size=4, seed=0)
     numbers = [number for batch in range(5) for _, number in sampler.batch(batch)]
     assert numbers == list(range(20))
+
+
+@pytest.mark.parametrize(("recorded", "wanted"), [(30.0, 10.0), (10.0, 20.0)])
+def test_without_metadata_the_stamps_say_the_rate(
+    tmp_path: Path, record_episodes: Record, recorded: float, wanted: float
+) -> None:
+    root = record_episodes(tmp_path, 1, hz=recorded)
+    (root / "episode_0" / "episode_metadata.json").unlink()
+    assert len(load(root, control_hz=recorded)) == 1
+    with pytest.raises(DataError) as error:
+        load(root, control_hz=wanted)
+    assert f"a step every {1 / recorded:g} s by its stamps, data.control_hz is {wanted:g}" in str(error.value)

@@ -27,13 +27,15 @@ from crane_x7_vla.data.metadata import METADATA_NAME, CameraMetadata, EpisodeMet
 from crane_x7_vla.data.step import (
     SCHEMA_VERSION,
     STATE_SOURCE,
+    NewerSchemaError,
     Step,
     decode_jpeg,
     decode_step,
     encode_jpeg,
+    has_stamp,
     jpeg_size,
 )
-from crane_x7_vla.data.tfrecord import RecordFile
+from crane_x7_vla.data.tfrecord import DamagedFileError, RecordFile
 from crane_x7_vla.errors import DataError
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "list_partials",
     "read_episode",
     "recover_episode",
+    "remedy",
     "set_success",
 ]
 
@@ -91,23 +94,40 @@ class EpisodeArrays:
     stamp: NDArray[np.float64]
 
 
+def remedy(path: Path) -> str:
+    """The end of every message about an episode that cannot be used: what to do, and what to type.
+
+    A folder of the episode's own name is removed as a whole; others may hold more than this episode.
+    """
+    own_folder = path.parent.name == path.stem
+    remove, root = (path.parent, path.parent.parent) if own_folder else (path, path.parent)
+    return f"; copy it again, or remove {remove}; see all with: python -m crane_x7_log.episodes check {root}"
+
+
 class EpisodeFile:
     """Random access to the steps of one episode without holding its images; may go to worker processes.
 
-    metadata: None for files of others. Raises DataError naming the file, and the record where one is wrong.
+    metadata: None for files of others. Raises DataError naming the file, the record where one is wrong, and the
+    ``remedy``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records = RecordFile(path)
+        try:
+            self._records = RecordFile(path)
+        except DamagedFileError as error:
+            raise DataError(f"{error}{remedy(path)}") from error
         self.metadata = read_metadata(path.parent / METADATA_NAME)
         if len(self._records) == 0:
-            raise DataError(f"{path} holds no steps; remove {path.parent}")
+            raise self._unusable("it holds no steps")
         if self.metadata is not None and self.metadata.n_steps != len(self._records):
-            raise DataError(
-                f"{path} holds {len(self._records)} steps, its {METADATA_NAME} says {self.metadata.n_steps}"
+            raise self._unusable(
+                f"it holds {len(self._records)} steps, its {METADATA_NAME} says {self.metadata.n_steps}"
             )
-        self._first = self._decode(0, self._records[0])
+        first = self._payload(0)
+        self.has_stamps = has_stamp(first)
+        """Whether the file says when its steps were; without, their stamps only number them."""
+        self._first = self._decode(0, first)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -129,42 +149,60 @@ class EpisodeFile:
         """Step ``index`` >= 0; raises IndexError beyond the end."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} steps, not one of index {index}")
-        return self._checked(index, self._decode(index, self._records[index]))
+        return self._checked(index, self._decode(index, self._payload(index)))
 
     def steps(self) -> Iterator[Step]:
         """All steps in order, one in memory at a time."""
-        for index, payload in enumerate(self._records):
-            yield self._checked(index, self._decode(index, payload))
+        try:
+            for index, payload in enumerate(self._records):
+                yield self._checked(index, self._decode(index, payload))
+        except DamagedFileError as error:
+            raise DataError(f"{error}{remedy(self.path)}") from error
 
     def arrays(self) -> EpisodeArrays:
         """State, action, commanded and stamp of all steps; reads the whole file once and keeps no image."""
         return _stack([replace(step, images={}) for step in self.steps()])
 
+    def _payload(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except DamagedFileError as error:
+            raise DataError(f"{error}{remedy(self.path)}") from error
+
     def _decode(self, index: int, payload: bytes) -> Step:
         try:
             return decode_step(payload, index=index, hz=self.hz)
-        except DataError as error:
+        except NewerSchemaError as error:
             raise DataError(f"{self.path}: record {index}: {error}") from error
+        except DataError as error:
+            raise self._unusable(f"record {index}: {error}") from error
 
     def _checked(self, index: int, step: Step) -> Step:
-        where = f"{self.path}: record {index}"
+        """The step, if it goes with the metadata and with record 0."""
+        problem = self._problem(step)
+        if problem is not None:
+            raise self._unusable(f"record {index} {problem}")
+        return step
+
+    def _problem(self, step: Step) -> str | None:
         if self.metadata is not None and step.state.size != len(self.metadata.joint_names):
-            raise DataError(
-                f"{where}: observation/state has {step.state.size} values, expected {len(self.metadata.joint_names)}: "
+            return (
+                f"has {step.state.size} values of observation/state, expected {len(self.metadata.joint_names)}: "
                 + ", ".join(self.metadata.joint_names)
             )
         if step.state.size != self._first.state.size:
-            raise DataError(f"{where} has {step.state.size} joints, record 0 has {self._first.state.size}")
+            return f"has {step.state.size} joints, record 0 has {self._first.state.size}"
         if step.images.keys() != self._first.images.keys():
-            raise DataError(f"{where} has cameras {sorted(step.images)}, record 0 has {sorted(self._first.images)}")
+            return f"has cameras {sorted(step.images)}, record 0 has {sorted(self._first.images)}"
         if step.instruction != self._first.instruction:
-            raise DataError(
-                f"{where} has another instruction ('{step.instruction}') than record 0 ('{self._first.instruction}')"
-            )
+            return f"has another instruction ('{step.instruction}') than record 0 ('{self._first.instruction}')"
         for name, value in (("state", step.state), ("action", step.action), ("action/commanded", step.commanded)):
             if value is not None and not np.isfinite(value).all():
-                raise DataError(f"{where}: {name} holds a value that is not a finite number")
-        return step
+                return f"is damaged: {name} holds a value that is not a finite number"
+        return None
+
+    def _unusable(self, problem: str) -> DataError:
+        return DataError(f"{self.path}: {problem}{remedy(self.path)}")
 
 
 def read_episode(path: Path, *, load_images: bool = True) -> Episode:

@@ -190,7 +190,10 @@ def test_files_of_other_projects_are_read_by_their_names(tmp_path: Path) -> None
             their_record(**{"observation/proprio": np.zeros(7, np.float32), "action": np.zeros(7, np.float32)}),
             "record 1 has 7 joints, record 0 has 8",
         ),
-        (their_record(action=np.full(8, np.nan, np.float32)), "record 1: action holds a value that is not a finite"),
+        (
+            their_record(action=np.full(8, np.nan, np.float32)),
+            "record 1 is damaged: action holds a value that is not a finite",
+        ),
         (their_record(**{"observation/image_primary": None}), r"record 1 has cameras \[\], record 0 has \['primary'\]"),
         (their_record(**{"task/language_instruction": b"pull"}), r"record 1 has another instruction \('pull'\)"),
         (their_record(**{"task/language_instruction": b"\xff"}), "record 1: task/language_instruction is not UTF-8"),
@@ -209,7 +212,7 @@ def test_a_state_without_the_gripper_is_named_with_the_joints_that_belong_there(
     path = record(tmp_path)
     seven = np.zeros(7, np.float32)
     foreign(path, [their_record(**{"observation/proprio": seven, "action": seven})] * 5)
-    with pytest.raises(DataError, match=r"has 7 values, expected 8: .*gripper_finger_a_joint"):
+    with pytest.raises(DataError, match=r"has 7 values of observation/state, expected 8: .*gripper_finger_a_joint"):
         EpisodeFile(path).arrays()
 
 
@@ -220,6 +223,42 @@ def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=f"{path}: record 4 is damaged"):
         read_episode(path)
+
+
+@pytest.mark.parametrize("name", ["episode_3/episode_3.tfrecord", "episode_3/kitchen.tfrecord"])
+@pytest.mark.parametrize("damage", ["checksum", "cut off", "empty", "steps lost", "content"])
+def test_whatever_is_wrong_with_an_episode_the_message_says_what_to_type(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    record(tmp_path / "elsewhere").rename(path)
+    data = bytearray(path.read_bytes())
+    if damage == "checksum":
+        data[-100] ^= 1
+    elif damage == "cut off":
+        data = data[:-3]
+    elif damage == "empty":
+        data = bytearray()
+    path.write_bytes(data)
+    if damage == "content":
+        foreign(path, [their_record(), their_record(action=b"bytes")])
+    if damage == "steps lost":
+        (tmp_path / "elsewhere/episode_0/episode_metadata.json").rename(path.parent / "episode_metadata.json")
+        foreign(path, [their_record()])
+    remove, root = (path.parent, tmp_path) if name.startswith("episode_3/episode_3") else (path, path.parent)
+    for read in (read_episode, lambda path: [file := EpisodeFile(path), *(file.step(k) for k in range(len(file)))]):
+        with pytest.raises(DataError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert str(error.value).endswith(
+            f"; copy it again, or remove {remove}; see all with: python -m crane_x7_log.episodes check {root}"
+        )
+
+
+def test_whether_stamps_were_recorded_is_known(tmp_path: Path) -> None:
+    assert EpisodeFile(record(tmp_path)).has_stamps
+    assert not EpisodeFile(foreign(tmp_path / "x.tfrecord", [their_record()])).has_stamps
 
 
 def test_steps_lost_at_a_record_boundary_are_found(tmp_path: Path) -> None:
@@ -383,6 +422,17 @@ def test_too_little_space_stops_before_and_during_an_episode(tmp_path: Path, mon
     with pytest.raises(DiskFullError, match="0 MB free"):
         writer.write(step(1))
     assert len(read_episode(writer.finish(end_reason="no space")).state) == 2
+
+
+def test_an_episode_that_cannot_be_begun_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(target: Path, metadata: EpisodeMetadata) -> None:
+        target.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(episode_writer, "write_metadata", full)
+    with pytest.raises(DiskFullError, match="no space on the disk"):
+        EpisodeWriter(tmp_path, METADATA)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_in_the_middle_of_a_record_keeps_the_steps_before(

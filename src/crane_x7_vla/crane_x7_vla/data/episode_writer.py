@@ -58,13 +58,17 @@ class EpisodeWriter:
             root.mkdir(parents=True, exist_ok=True)
             _check_space(root, min_free_bytes)
             self._folder = _next_folder(root)
-            self.path = self._folder / f"{self._folder.name}.tfrecord"
-            self._partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+        except OSError as error:
+            raise _cannot_write(root, error) from error
+        self.path = self._folder / f"{self._folder.name}.tfrecord"
+        self._partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+        try:
             self._file = self._partial.open("xb", buffering=0)
             fcntl.flock(self._file, fcntl.LOCK_EX)  # a recovery tells by it that the episode is still being written
             write_metadata(_partial_metadata(self._folder), metadata)
             sync_folder(root)
         except OSError as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise _cannot_write(root, error) from error
         self._end = 0
         self._synced_end = 0
@@ -83,8 +87,9 @@ class EpisodeWriter:
     def write(self, step: Step) -> None:
         """Append a step.
 
-        Raises ValueError when it does not fit the metadata or the steps before, DiskFullError when no space is left
-        (the step is not written, the episode can be finished), DataError when the disk fails otherwise.
+        Raises ValueError when it does not fit the metadata or the steps before, DiskFullError when no space is left,
+        DataError when the disk fails otherwise. After a DiskFullError the episode can be finished with ``n_steps``
+        steps: this one is among them where the disk took it but has too little left for more.
         """
         self._check(step)
         try:

@@ -178,8 +178,8 @@ def from_json(text: str, *, source: str = FILE_NAME, dataset_name: str | None = 
     return DatasetStatistics(
         action=_stats_from_dict(entry["action"], f"{source}: '{dataset_name}.action'"),
         state=_stats_from_dict(entry["proprio"], f"{source}: '{dataset_name}.proprio'"),
-        num_transitions=int(entry.get("num_transitions", 0)),
-        num_trajectories=int(entry.get("num_trajectories", 0)),
+        num_transitions=_count(entry, "num_transitions", f"{source}: '{dataset_name}'"),
+        num_trajectories=_count(entry, "num_trajectories", f"{source}: '{dataset_name}'"),
         fingerprint=str(entry.get("fingerprint", "")),
     )
 
@@ -209,6 +209,26 @@ def _stats_from_dict(value: object, where: str) -> NormStats:
     missing = [name for name in _VECTORS if name not in table]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}; compute it again")
-    vectors = {name: np.array(table[name], dtype=np.float32) for name in _VECTORS}
-    mask = np.array(table.get("mask", [True] * vectors["mean"].size), dtype=np.bool_)
-    return NormStats(**vectors, mask=mask)
+    vectors = {name: _vector(table[name], f"{where}: '{name}'") for name in _VECTORS}
+    mask = table.get("mask", [True] * vectors["mean"].size)
+    if not isinstance(mask, list) or not all(isinstance(value, bool) for value in cast(list[object], mask)):
+        raise DataError(f"{where}: 'mask' must be a list of true and false; compute it again")
+    try:
+        return NormStats(**vectors, mask=np.array(mask, dtype=np.bool_))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _vector(value: object, where: str) -> np.ndarray:
+    if isinstance(value, list):
+        numbers = cast(list[object], value)
+        if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+            return np.array(numbers, dtype=np.float32)
+    raise DataError(f"{where} must be a list of numbers; compute it again")
+
+
+def _count(entry: dict[str, Any], key: str, where: str) -> int:
+    value: object = entry.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"{where}: '{key}' must be a whole number, got {value!r}; compute it again")
+    return value

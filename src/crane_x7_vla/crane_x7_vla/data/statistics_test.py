@@ -104,6 +104,22 @@ ENTRY = {key: [0.0, 1.0] for key in ("mean", "std", "min", "max", "q01", "q99")}
         ({"a": {"action": {"mean": [1]}, "proprio": ENTRY}}, "'a.action' lacks std, min"),
         ({"a": {"action": 3, "proprio": ENTRY}}, "is not a table"),
         ({"a": {}, "b": {}}, "holds a, b; expected one data set"),
+        (
+            {"a": {"action": ENTRY | {"mean": ["x", 0.0]}, "proprio": ENTRY}},
+            "'a.action': 'mean' must be a list of numb",
+        ),
+        (
+            {"a": {"action": ENTRY, "proprio": ENTRY | {"q99": [None, 0.0]}}},
+            "'a.proprio': 'q99' must be a list of numb",
+        ),
+        ({"a": {"action": ENTRY | {"std": 1.0}, "proprio": ENTRY}}, "'a.action': 'std' must be a list of numbers"),
+        ({"a": {"action": ENTRY | {"std": [[1.0, 2.0]]}, "proprio": ENTRY}}, "'a.action': 'std' must be a list of num"),
+        ({"a": {"action": ENTRY | {"max": [1.0]}, "proprio": ENTRY}}, "'a.action': statistic 'max' must be float32"),
+        ({"a": {"action": ENTRY | {"mask": [1, 0]}, "proprio": ENTRY}}, "'a.action': 'mask' must be a list of true"),
+        (
+            {"a": {"action": ENTRY, "proprio": ENTRY, "num_transitions": "many"}},
+            "'a': 'num_transitions' must be a whole number, got 'many'",
+        ),
     ],
 )
 def test_damaged_files_name_the_key(value: object, message: str) -> None:

@@ -43,6 +43,10 @@ _IMAGE_KEY = "observation/image"
 _STAMP_KEY = "observation/stamp_ns"
 
 
+class NewerSchemaError(DataError):
+    """A record of a later version of the suite."""
+
+
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 95) -> bytes:
     """uint8 [H, W, 3] RGB to JPEG. Colour is not subsampled (4:4:4): at 128 pixels a small object would lose its own.
 
@@ -136,7 +140,9 @@ def decode_step(payload: bytes, *, index: int = 0, hz: float | None = None) -> S
     features = decode_example(payload)
     version = features.get("schema_version")
     if isinstance(version, np.ndarray) and version.size == 1 and version[0] > SCHEMA_VERSION:
-        raise DataError(f"schema_version {int(version[0])} is newer than {SCHEMA_VERSION}, update the suite to read it")
+        raise NewerSchemaError(
+            f"schema_version {int(version[0])} is newer than {SCHEMA_VERSION}, update the suite to read it"
+        )
     state = _floats(features, _STATE_KEYS)
     action = _floats(features, ("action",))
     commanded = _floats(features, ("action/commanded",)) if "action/commanded" in features else None
@@ -164,6 +170,11 @@ def decode_step(payload: bytes, *, index: int = 0, hz: float | None = None) -> S
         state_stamp=_seconds(features, f"{_STAMP_KEY}/{STATE_SOURCE}"),
         instruction=_text(features),
     )
+
+
+def has_stamp(payload: bytes) -> bool:
+    """Whether a record says when it was; raises DataError when it is no Example."""
+    return _STAMP_KEY in decode_example(payload)
 
 
 def _camera_of(key: str) -> str | None:

@@ -52,6 +52,10 @@ def write_record(file: BinaryIO, payload: bytes) -> int:
     return written
 
 
+class DamagedFileError(DataError):
+    """A TFRecord file was cut off or changed; names the file and the record."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecordScan:
     """What the framing of a file says, without looking at the payloads.
@@ -100,7 +104,7 @@ class RecordFile:
     """Random access to the records of one file, by an index of offsets made once.
 
     The file is opened for each access, so thousands of instances cost no descriptors and may go to worker processes.
-    Raises DataError with the record number for damaged or cut-off files.
+    Raises DamagedFileError, and DataError for a file that cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,7 +112,7 @@ class RecordFile:
         with _open(path) as file:
             scan = scan_records(file)
         if scan.damage is not None:
-            raise DataError(f"{path}: {scan.damage}; {len(scan.offsets)} whole records come before it")
+            raise DamagedFileError(f"{path}: {scan.damage}; {len(scan.offsets)} whole records come before it")
         self._offsets = scan.offsets
         self._lengths = scan.lengths
 
@@ -116,7 +120,7 @@ class RecordFile:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> bytes:
-        """Payload of one record; raises DataError when its checksum is wrong."""
+        """Payload of one record; raises DamagedFileError when its checksum is wrong."""
         with _open(self.path) as file:
             return self._read(file, range(len(self))[index])
 
@@ -131,16 +135,13 @@ class RecordFile:
         file.seek(int(self._offsets[index]))
         block = file.read(length + _CRC.size)
         if len(block) != length + _CRC.size:
-            raise DataError(f"{self.path}: record {index} is cut off; the file was shortened after it was opened")
+            raise DamagedFileError(
+                f"{self.path}: record {index} is cut off; the file was shortened after it was opened"
+            )
         payload = block[:length]
         if _CRC.unpack_from(block, length)[0] != masked_crc(payload):
-            raise DataError(f"{self.path}: record {index} is damaged, its checksum is wrong")
+            raise DamagedFileError(f"{self.path}: record {index} is damaged, its checksum is wrong")
         return payload
-
-
-def read_records(path: Path) -> Iterator[bytes]:
-    """Payloads of a TFRecord file in order; raises DataError with the record number for damage."""
-    return iter(RecordFile(path))
 
 
 def _open(path: Path) -> BinaryIO:

@@ -13,7 +13,6 @@ from crane_x7_vla.data.tfrecord import (
     decode_example,
     encode_example,
     masked_crc,
-    read_records,
     scan_records,
     write_record,
 )
@@ -43,7 +42,7 @@ def test_masked_crc_is_the_published_one() -> None:
 
 
 def test_records_come_back_in_order_and_by_index(path: Path) -> None:
-    assert list(read_records(path)) == PAYLOADS
+    assert list(RecordFile(path)) == PAYLOADS
     records = RecordFile(path)
     assert [records[i] for i in (2, 0, 1)] == [PAYLOADS[i] for i in (2, 0, 1)]
     with pytest.raises(IndexError):
