@@ -10,7 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAt
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
-from crane_x7_vla.data.tfrecord import read_records
+from crane_x7_vla.data.tfrecord import RecordFile
 from crane_x7_vla.training.logs import MetricLog, ProgressDisplay
 
 FAKE_WANDB = """
@@ -38,7 +38,7 @@ def lines(path: Path) -> list[object]:
 def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
     found: list[tuple[int, dict[str, float]]] = []
     for file in sorted(folder.glob("events.out.tfevents.*")):
-        for payload in read_records(file):
+        for payload in RecordFile(file):
             event = Event.FromString(payload)
             found.append((event.step, {value.tag: value.simple_value for value in event.summary.value}))
     return found
@@ -72,7 +72,7 @@ def test_a_resumed_run_drops_what_comes_after_its_checkpoint(tmp_path: Path) -> 
     log.close()
     assert [line["train/loss"] for line in lines(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 33.0]  # pyright: ignore
     files = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime)
-    start = [Event.FromString(payload) for payload in read_records(files[-1])][1]
+    start = [Event.FromString(payload) for payload in RecordFile(files[-1])][1]
     assert (start.step, start.HasField("session_log")) == (3, True)  # TensorBoard drops steps from 3 on
 
 
