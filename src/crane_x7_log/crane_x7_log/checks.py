@@ -9,7 +9,7 @@ import numpy as np
 
 from crane_x7_log.frozen import FrozenCameraWatch
 from crane_x7_log.sampling import Sample, Stamped
-from crane_x7_vla.data.episode import EpisodeArrays, EpisodeFile, EpisodeMetadata, Step, decode_jpeg
+from crane_x7_vla.data.episode import EpisodeArrays, EpisodeFile, EpisodeMetadata, Step, decode_jpeg, remedy
 from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.robot import RobotSpec, robot_spec
 
@@ -34,7 +34,7 @@ def check_episode(path: Path) -> list[Finding]:
         arrays = file.arrays()
         findings = _check_images(file)
     except DataError as error:
-        return [Finding(True, str(error).removeprefix(f"{path}: "))]
+        return [Finding(True, str(error).removeprefix(f"{path}: ").removesuffix(remedy(path)))]
     metadata = file.metadata
     findings += _check_stamps(arrays, file.hz)
     if metadata is None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from crane_x7_log.checks import check_episode
 from crane_x7_log.contact_sheet import write_contact_sheet
+from crane_x7_vla.command import run_command
 from crane_x7_vla.data.episode import EpisodeFile, list_episodes, list_partials, recover_episode
-from crane_x7_vla.errors import USER_ERRORS, DataError
+from crane_x7_vla.errors import DataError
 
 DEFAULT_ROOT = Path("data/tfrecord_logs")
 
@@ -127,19 +128,19 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when check or recover found something wrong, 2 for what the user can mend."""
     given = _parser().parse_args(arguments)
-    fine = True
-    try:
+
+    def run() -> int:
+        fine = True
         if given.command == "show":
             text = show(given.root, given.contact_sheet)
         elif given.command == "check":
             text, fine = check(given.root)
         else:
             text, fine = recover(given.root)
-    except USER_ERRORS as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(text + "\n")
-    return 0 if fine else 1
+        sys.stdout.write(text + "\n")
+        return 0 if fine else 1
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

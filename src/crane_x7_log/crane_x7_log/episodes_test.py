@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from crane_x7_log.episodes import main
+from crane_x7_vla.command import CLOSED_PIPE
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, EpisodeWriter, Step, encode_jpeg, list_partials
 from crane_x7_vla.robot import CRANE_X7
 
@@ -151,7 +155,7 @@ def not_a_number(k: int, step: Step) -> Step:
         (frozen_camera, "ERROR: record 26: camera primary shows one and the same picture for 2.0 s"),
         (cut_image, "ERROR: record 7: image of primary: "),
         (sideways, "ERROR: record 0: image of primary is 32 x 40, the metadata say 40 x 32"),
-        (not_a_number, "ERROR: record 0: action holds a value that is not a finite number"),
+        (not_a_number, "ERROR: record 0 is damaged: action holds a value that is not a finite number\n"),
     ],
 )
 def test_check_finds_what_would_spoil_training(
@@ -174,6 +178,7 @@ def test_check_finds_damage_and_missed_samples_and_half_episodes(
     assert main(["check", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert f"{damaged}: ERROR: record 20 is damaged" in out or f"{damaged}: ERROR: record 19 is damaged" in out
+    assert "see all with" not in out, "that is what the user has just typed"
     assert f"{slow}: warning: 12 of 40 steps use a distant message of primary" in out
     assert f"{partial}: warning: cut off or being recorded; python -m crane_x7_log.episodes recover {partial}" in out
     assert out.endswith("2 episodes checked: 1 with errors, 2 with warnings\n")
@@ -212,3 +217,18 @@ def test_nothing_there_is_one_line_and_exit_code_2(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert str(tmp_path / "none") in captured.err
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    record(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "crane_x7_log.episodes", "show", str(tmp_path)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
