@@ -10,6 +10,9 @@ import math
 
 import numpy as np
 
+ROBOT = "crane_x7"
+"""Name of the ``RobotSpec`` these are the kinematics of."""
+
 _Z = (0.0, 0.0, 1.0)
 _MINUS_Y = (0.0, -1.0, 0.0)
 # (origin z in the parent link in m, axis) of joints 1 to 7; the base's 5 mm plate is in the first.
@@ -27,6 +30,10 @@ UPPER_ARM = 0.250
 FOREARM = 0.250
 TIP_OFFSET = 0.084
 WRIST_TO_TIP = 0.019 + TIP_OFFSET
+# Finger a turns about -y of gripper_base, finger b, its mirror image, about y: the axes' distance from the middle and
+# height, and where the tip is seen from the axis with the fingers closed, m.
+_FINGER_AXIS = (-0.012, 0.024)
+_FINGER_TIP = (0.012, 0.060)
 
 
 def _rotation(axis: tuple[float, float, float], angle: float) -> np.ndarray:
@@ -58,6 +65,23 @@ def tip(arm: np.ndarray) -> np.ndarray:
     """float64 [3] m: the point between the closed finger tips, 84 mm along the gripper's z."""
     pose = forward(arm)
     return pose[:3, 3] + TIP_OFFSET * pose[:3, 2]
+
+
+def wrist(arm: np.ndarray) -> np.ndarray:
+    """float64 [3] m: where the axis of joint 6 crosses the forearm, the lowest point of an arm that bows to the table.
+
+    The elbow needs no such function: joint 2 turns by 90 degrees at most, so it is never lower than the shoulder.
+    """
+    return link_poses(arm)[5][:3, 3]
+
+
+def finger_tips(arm: np.ndarray, opening: float) -> np.ndarray:
+    """float64 [2, 3] m: the tips of finger a and b, opened by ``opening`` rad; both are ``tip`` when closed."""
+    pose = forward(arm)
+    (axis_x, axis_z), (x, z) = _FINGER_AXIS, _FINGER_TIP
+    side = axis_x + x * math.cos(opening) - z * math.sin(opening)
+    height = axis_z + z * math.cos(opening) + x * math.sin(opening)
+    return pose[:3, 3] + height * pose[:3, 2] + np.outer([side, -side], pose[:3, 0])
 
 
 def jacobian(arm: np.ndarray) -> np.ndarray:

@@ -105,3 +105,32 @@ def test_half_a_turn_has_the_axis_it_is_about() -> None:
     rotation = 2 * np.outer(axis, axis) - np.eye(3)
     vector = kinematics._rotation_vector(rotation)  # pyright: ignore[reportPrivateUsage]
     np.testing.assert_allclose(vector * np.sign(vector[0]), math.pi * axis, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "gap", "height"),
+    # Computed from the finger's profile in RT's meshes.
+    [(0, 0.0, 84.0), (5, 10.6, 84.8), (10, 21.2, 85.2), (30, 63.2, 82.0), (60, 115.9, 64.4), (90, 144.0, 36.0)],
+)
+def test_finger_tips_open_as_those_of_the_gripper(degrees: float, gap: float, height: float) -> None:
+    arm = np.array(CRANE_X7.home[:7])
+    a, b = kinematics.finger_tips(arm, math.radians(degrees))
+    pose = kinematics.forward(arm)
+    assert np.linalg.norm(a - b) * 1000 == pytest.approx(gap, abs=0.06)
+    assert ((a + b) / 2 - pose[:3, 3]) @ pose[:3, 2] * 1000 == pytest.approx(height, abs=0.06)
+    # Finger a opens towards -x of gripper_base.
+    assert (a - b) @ pose[:3, 0] <= 0
+    if degrees == 0:
+        np.testing.assert_allclose([a, b], [kinematics.tip(arm)] * 2, atol=1e-12)
+
+
+def test_the_elbow_is_never_lower_than_the_shoulder() -> None:
+    rng = np.random.default_rng(0)
+    for arm in rng.uniform(LOWER, UPPER, (500, 7)):
+        assert kinematics.link_poses(arm)[3][2, 3] >= kinematics.SHOULDER_HEIGHT - 1e-9
+
+
+def test_the_wrist_of_an_arm_that_reaches_down_is_above_its_tips() -> None:
+    arm = kinematics.reach_down(np.array([0.25, 0.05, 0.02]), 0.3)
+    assert arm is not None
+    np.testing.assert_allclose(kinematics.wrist(arm), [0.25, 0.05, 0.02 + kinematics.WRIST_TO_TIP], atol=1e-9)

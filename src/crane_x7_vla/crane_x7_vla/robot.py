@@ -1,4 +1,7 @@
-"""What the suite knows about a robot: joint names, order and limits. A second robot is a second ``RobotSpec``."""
+"""What the suite knows about a robot: joint names, order and limits. A second robot is a second ``RobotSpec``.
+
+Before an arm of another geometry may be driven it also needs its ``kinematics``, which ``safety`` judges it by.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,17 @@ class RobotSpec:
     def order(self, names: Sequence[str], positions: Sequence[float]) -> np.ndarray:
         """Joint positions of a message, in any order and with others among them -> float32 [S] rad.
 
-        Raises DataError naming the joints that are missing, or when names and positions differ in length.
+        Raises DataError naming the joints that are missing or there twice, or when names and positions differ in
+        length.
         """
         if len(names) != len(positions):
             raise DataError(f"joint state has {len(names)} names but {len(positions)} positions")
+        twice = [name for name in self.joint_names if list(names).count(name) > 1]
+        if twice:
+            raise DataError(
+                f"joint state has {', '.join(twice)} more than once; expected each joint of {self.name} once. Do two "
+                "drivers publish into one topic?"
+            )
         by_name = dict(zip(names, positions, strict=True))
         missing = [name for name in self.joint_names if name not in by_name]
         if missing:

@@ -27,6 +27,14 @@ def test_order_refuses_names_without_positions() -> None:
         CRANE_X7.order(CRANE_X7.joint_names, [0.0] * 7)
 
 
+def test_order_refuses_a_joint_that_is_there_twice() -> None:
+    names = ["conveyor", *CRANE_X7.joint_names, CRANE_X7.joint_names[2], "conveyor"]
+    with pytest.raises(DataError, match=f"has {CRANE_X7.joint_names[2]} more than once"):
+        CRANE_X7.order(names, [0.0] * len(names))
+    names.remove(CRANE_X7.joint_names[2])
+    assert CRANE_X7.order(names, [0.0] * len(names)).shape == (8,)
+
+
 def test_limits_are_those_of_the_urdf() -> None:
     degrees = [(-157, 157), (-90, 90), (-157, 157), (-159, 0), (-157, 157), (-90, 90), (-167, 167), (-5, 90)]
     for i, (lower, upper) in enumerate(degrees):

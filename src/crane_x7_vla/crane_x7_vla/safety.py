@@ -18,8 +18,8 @@ from crane_x7_vla.types import ActionChunk, Observation
 
 # Beyond a limit by less than this is clamped without a word: an encoder tick of the servos is 0.0015 rad.
 _NOISE = 1e-3
-# How far the tip may be outside the workspace after clamping, m.
-_TIP_TOLERANCE = 1e-3
+# How far a pose may be outside the workspace after clamping, m.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,9 @@ class SafetyLimits:
     velocity_scale: allowed share of ``RobotSpec.max_velocity``, (0, 1]. At 1 the gripper may be told to snap shut, as
     by a GripperCommand goal; its servo keeps its own speed.
     max_jump: rad, how far an arm joint's first target may be from the target in force.
-    workspace_lower, workspace_upper: m, the box in base_link in which the finger tips must stay; the lower z is the
-    table.
+    workspace_lower, workspace_upper: m, the box in base_link in which the point between the finger tips must stay; the
+    lower z is the table, which the wrist and each finger tip must stay above, too. The fingers' width and what is
+    behind the wrist count as nothing; keep a margin for them.
     """
 
     max_age: float = 0.5
@@ -90,8 +91,8 @@ def check(
 
     chunk: without the rows that are already past. observation: what it answers. now: s, the clock of the stamps.
     current: float [S] rad, the target in force.
-    The result keeps joint limits, and speed from ``current`` on; its tip is inside the workspace by 1 mm or at least no
-    farther outside than that of ``current``. Raises nothing: what cannot be judged is refused.
+    The result keeps joint limits, and speed from ``current`` on; it is inside the workspace by 1 mm or at least no
+    farther outside than ``current``. Raises nothing: what cannot be judged is refused.
     """
     refusal = _refusal(chunk, observation, now=now, robot=robot, limits=limits, current=current)
     if refusal is not None:
@@ -111,6 +112,8 @@ def _refusal(
     limits: SafetyLimits,
     current: np.ndarray,
 ) -> str | None:
+    if robot.name != kinematics.ROBOT:
+        return f"whether {robot.name} stays in its workspace cannot be judged: kinematics.py is of {kinematics.ROBOT}"
     sizes = {
         "the chunk": chunk.actions.shape[1],
         "the state": observation.state.size,
@@ -165,7 +168,7 @@ def _within_reach(
         speed[robot.gripper_index] = np.inf
     low, high = np.array(limits.workspace_lower), np.array(limits.workspace_upper)
     previous = current.astype(np.float64)
-    outside_before = _outside(previous[arm], low, high)
+    outside_before = _outside(previous, robot, low, high)
     result = np.empty_like(rows)
     slowed = np.zeros(robot.size, dtype=bool)
     pulled_back = 0.0
@@ -174,24 +177,22 @@ def _within_reach(
         span = min(max(chunk.due(number) - now, 0.0), chunk.dt)
         reach = speed * span if span > 0 else np.zeros(robot.size)
         wanted = row
-        outside = _outside(row[arm], low, high)
-        if outside > _TIP_TOLERANCE:
+        outside = _outside(row, robot, low, high)
+        if outside > _TOLERANCE:
             pulled_back = max(pulled_back, outside)
-            wanted = row.copy()
-            wanted[arm] = _toward_workspace(row[arm], low, high)
-            wanted = np.clip(wanted, robot.lower, robot.upper)
+            wanted = np.clip(_toward_workspace(row, robot, low, high), robot.lower, robot.upper)
         slowed |= np.abs(wanted - previous) > reach + _NOISE
         limited = _limit_speed(wanted, previous, reach, arm)
         if not np.array_equal(limited, row):
-            outside = _outside(limited[arm], low, high)
-        if outside > max(_TIP_TOLERANCE, outside_before):
+            outside = _outside(limited, robot, low, high)
+        if outside > max(_TOLERANCE, outside_before):
             pulled_back = max(pulled_back, outside)
             limited[arm] = previous[arm]
-            outside = outside_before
+            outside = _outside(limited, robot, low, high)
         result[number] = limited
         previous, outside_before = limited, outside
     if pulled_back > 0:
-        reasons.append(f"clamped to the workspace (finger tips up to {1000 * pulled_back:.0f} mm outside)")
+        reasons.append(f"clamped to the workspace (fingers or wrist up to {1000 * pulled_back:.0f} mm outside)")
     if slowed.any():
         reasons.append(f"slowed down {_names(robot, slowed)} to {limits.velocity_scale:g} of the maximum speed")
     return robot.clamp(result)
@@ -213,26 +214,38 @@ def _limit_speed(wanted: np.ndarray, previous: np.ndarray, reach: np.ndarray, ar
     return limited
 
 
-def _outside(arm: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """How far the finger tips are outside the box, m; 0 inside."""
+def _outside(positions: np.ndarray, robot: RobotSpec, low: np.ndarray, high: np.ndarray) -> float:
+    """How far ``positions`` float [S] rad are outside the box, m; 0 inside."""
+    return float(np.linalg.norm(_way_back(positions, robot, low, high)))
+
+
+def _way_back(positions: np.ndarray, robot: RobotSpec, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """float64 [3] m: the way that brings the middle of the finger tips into the box, and all the rest above its floor.
+
+    positions: float [S] rad.
+    """
+    arm = positions[list(robot.arm_indices)]
     tip = kinematics.tip(arm)
-    return float(np.linalg.norm(tip - np.clip(tip, low, high)))
+    way = np.clip(tip, low, high) - tip
+    tips = kinematics.finger_tips(arm, float(positions[robot.gripper_index]))
+    way[2] = max(way[2], low[2] - min(kinematics.wrist(arm)[2], *tips[:, 2]))
+    return way
 
 
-def _toward_workspace(arm: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The arm pose nearby whose finger tips are at the nearest point of the box: damped least squares, a few steps."""
-    arm = arm.copy()
+def _toward_workspace(positions: np.ndarray, robot: RobotSpec, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The positions nearby that are inside the box, float64 [S] rad: damped least squares on the arm, a few steps."""
+    positions = positions.copy()
+    indices = list(robot.arm_indices)
     for _ in range(10):
-        pose = kinematics.forward(arm)
-        lever = kinematics.TIP_OFFSET * pose[:3, 2]
-        tip = pose[:3, 3] + lever
-        error = np.clip(tip, low, high) - tip
-        if np.linalg.norm(error) < _TIP_TOLERANCE / 10:
+        way = _way_back(positions, robot, low, high)
+        if np.linalg.norm(way) < _TOLERANCE / 10:
             break
+        arm = positions[indices]
+        lever = kinematics.TIP_OFFSET * kinematics.forward(arm)[:3, 2]
         slope = kinematics.jacobian(arm)
         tip_slope = slope[:3] + np.cross(slope[3:], lever, axisa=0, axisb=0, axisc=0)
-        arm += tip_slope.T @ np.linalg.solve(tip_slope @ tip_slope.T + 1e-4 * np.eye(3), error)
-    return arm
+        positions[indices] += tip_slope.T @ np.linalg.solve(tip_slope @ tip_slope.T + 1e-4 * np.eye(3), way)
+    return positions
 
 
 def _names(robot: RobotSpec, which: np.ndarray) -> str:

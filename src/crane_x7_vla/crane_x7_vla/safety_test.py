@@ -228,7 +228,48 @@ def test_below_the_table_is_clamped_to_it_and_the_motion_along_it_goes_on() -> N
     tips = np.array([kinematics.tip(row[:7]) for row in rows(verdict)])
     assert np.all(tips[:, 2] > -0.0011)
     np.testing.assert_allclose(tips[:, 0], [0.23, 0.25, 0.27], atol=4e-3)
-    assert any("finger tips up to 30 mm outside" in reason for reason in verdict.reasons)
+    assert any("fingers or wrist up to 30 mm outside" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("opening", [0.4, 0.6])
+def test_tips_of_open_fingers_stay_above_the_table_too(opening: float) -> None:
+    # The hand leans, so that one finger is lower than the middle of both.
+    current = pose(x=0.22, z=0.04, gripper=opening)
+    current[5] += 0.4
+    lean = np.array([0, -0.04, 0, 0, 0, 0, 0, 0], np.float32)
+    chunk = np.stack([current + k * lean for k in range(1, 8)])
+    assert kinematics.finger_tips(chunk[-1, :7], opening)[:, 2].min() < kinematics.tip(chunk[-1, :7])[2] - 0.002
+    assert kinematics.finger_tips(chunk[-1, :7], opening)[:, 2].min() < -0.01
+    verdict = judge(chunk, current=current, state=current)
+    for row in rows(verdict):
+        assert kinematics.finger_tips(row[:7], float(row[7]))[:, 2].min() > -0.0011
+    assert any("fingers or wrist up to" in reason for reason in verdict.reasons)
+
+
+def test_the_wrist_stays_above_the_table_when_the_fingers_do() -> None:
+    current = np.array([0.0, -1.15, 0.0, -1.15, 0.0, 1.5, 0.0, 0.0], np.float32)
+    lean = np.array([0, -0.02, 0, -0.02, 0, 0, 0, 0], np.float32)
+    chunk = np.stack([current + k * lean for k in range(1, 8)])
+    assert kinematics.wrist(chunk[-1, :7])[2] < -0.02
+    assert kinematics.tip(chunk[-1, :7])[2] > 0
+    for row in rows(judge(chunk, current=current, state=current)):
+        assert kinematics.wrist(row[:7])[2] > -0.0011
+
+
+def test_a_robot_without_kinematics_is_refused() -> None:
+    other = dataclasses.replace(CRANE_X7, name="longer_arm")
+    verdict = check(
+        ActionChunk(actions=pose()[None], dt=DT, stamp=5.0),
+        Observation(images={}, state=pose(), instruction="", stamp=5.0),
+        now=5.0,
+        robot=other,
+        limits=LIMITS,
+        current=pose(),
+    )
+    assert verdict.chunk is None
+    assert verdict.reasons == (
+        "whether longer_arm stays in its workspace cannot be judged: kinematics.py is of crane_x7",
+    )
 
 
 def test_outside_the_box_is_clamped_to_its_face() -> None:
