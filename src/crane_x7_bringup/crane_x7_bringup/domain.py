@@ -2,13 +2,14 @@
 
 A domain is taken by locking a file, which the kernel releases however the process ends, and is free only if no process
 on this machine has a socket on the domain's ports (another user's nodes, ``ros2`` commands, containers on the host's
-network). Other machines are kept out by ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, see ``environment``.
+network). Other machines are kept out by what ``environment`` sets.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -86,23 +87,41 @@ def take_domain(number: int | None = None, *, folder: Path | None = None) -> Dom
     raise ConfigError(f"every ROS domain from {_FIRST_CHOICE} to {_LARGEST} is in use on this machine; stop some nodes")
 
 
-def environment(domain: int) -> dict[str, str]:
-    """Variables that keep nodes inside ``domain`` and on this machine."""
+def environment(domain: int, *, distribution: str | None = None) -> dict[str, str]:
+    """Variables that keep nodes inside ``domain`` and on this machine.
+
+    distribution: of ROS, that of ROS_DISTRO by default. Humble knows nothing of discovery ranges; later ones warn of
+    ROS_LOCALHOST_ONLY or pass over it.
+    """
+    distribution = os.environ.get("ROS_DISTRO", "") if distribution is None else distribution
+    if distribution == "humble":
+        return {"ROS_DOMAIN_ID": str(domain), "ROS_LOCALHOST_ONLY": "1"}
     return {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 
 
 def _try_lock(folder: Path, number: int) -> int | None:
-    """File descriptor of the locked file, None when another process holds it."""
-    if not folder.is_dir():
+    """File descriptor of the locked file, None when another process holds it.
+
+    Everybody may write into the folder, so that what lies there is used only if it is a plain file without a second
+    name: a link could lead to a file of this user's. Raises ConfigError otherwise.
+    """
+    if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o1777)
     path = folder / f"{number}.lock"
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         # Without O_CREAT first: in a sticky folder Linux refuses O_CREAT on a file of another user.
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT, 0o666)
         os.fchmod(descriptor, 0o666)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be locked: {error.strerror}; remove it, or set TMPDIR") from error
+    status = os.fstat(descriptor)
+    if folder.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        raise ConfigError(f"{path} is not a plain file; remove it, or set TMPDIR")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

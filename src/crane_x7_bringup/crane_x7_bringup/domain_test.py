@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -46,19 +47,38 @@ def test_a_domain_of_another_process_is_refused_until_it_dies(tmp_path: Path) ->
 def test_a_domain_with_foreign_nodes_is_not_chosen_and_said_to_be_shared_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with take_domain(folder=tmp_path) as domain:
-        number = domain.number
-    monkeypatch.setattr(domain_module, "_FIRST_CHOICE", number)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as foreign:
-        # The port at which the first participant of the domain listens.
-        foreign.bind(("127.0.0.1", 7400 + 250 * number + 10))
-        with take_domain(number, folder=tmp_path) as asked_for:
-            assert asked_for.shared
-        with take_domain(folder=tmp_path) as other:
-            assert other.number > number
-            assert not other.shared
-    with take_domain(number, folder=tmp_path) as alone:
-        assert not alone.shared
+    # Taken for real as well, so that no other run on this machine puts its nodes into it meanwhile.
+    with take_domain() as reserved:
+        number = reserved.number
+        monkeypatch.setattr(domain_module, "_FIRST_CHOICE", number)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as foreign:
+            # The port at which the first participant of the domain listens.
+            foreign.bind(("127.0.0.1", 7400 + 250 * number + 10))
+            with take_domain(number, folder=tmp_path) as asked_for:
+                assert asked_for.shared
+            with take_domain(folder=tmp_path) as other:
+                assert other.number > number
+                assert not other.shared
+        with take_domain(number, folder=tmp_path) as alone:
+            assert not alone.shared
+
+
+def test_what_others_put_where_the_locks_are_is_not_written_to(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    (locks / "42.lock").symlink_to(mine)
+    (locks / "43.lock").hardlink_to(mine)
+    os.mkfifo(locks / "44.lock")
+    (locks / "45.lock").mkdir()
+    for number in (42, 43, 44, 45):
+        with pytest.raises(ConfigError, match=rf"{number}\.lock .*; remove it, or set TMPDIR"):
+            take_domain(number, folder=locks)
+    (tmp_path / "elsewhere").symlink_to(locks)
+    with pytest.raises(ConfigError, match="not a plain file"):
+        take_domain(46, folder=tmp_path / "elsewhere")
+    assert mine.read_text() == "precious"
 
 
 def test_no_free_domain_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,4 +97,8 @@ def test_requested_domain() -> None:
 
 
 def test_nodes_stay_on_this_machine() -> None:
-    assert environment(7) == {"ROS_DOMAIN_ID": "7", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    assert environment(7, distribution="jazzy") == {
+        "ROS_DOMAIN_ID": "7",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    assert environment(7, distribution="humble") == {"ROS_DOMAIN_ID": "7", "ROS_LOCALHOST_ONLY": "1"}
