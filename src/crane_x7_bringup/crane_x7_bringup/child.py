@@ -1,6 +1,7 @@
-"""Runs one node under the supervisor: ``python -m crane_x7_bringup.child PARENT PACKAGE EXECUTABLE [ARGUMENT …]``.
+"""Runs a program that ends when its parent does, even by SIGKILL: a node of the supervisor, or a command.
 
-The same as the package's console script, with one promise more: it ends when its parent does, even by SIGKILL.
+python -m crane_x7_bringup.child node PARENT PACKAGE EXECUTABLE [ARGUMENT …]
+python -m crane_x7_bringup.child command PARENT [ARGUMENT OF PYTHON …]
 """
 
 from __future__ import annotations
@@ -10,11 +11,22 @@ import importlib.metadata
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from crane_x7_vla.errors import ConfigError
 
+_MODULE = "crane_x7_bringup.child"
 _PR_SET_PDEATHSIG = 1
+
+
+def node_command(package: str, executable: str, arguments: Sequence[str]) -> list[str]:
+    """Command line of a console script of a package; it is killed when this process ends."""
+    return [sys.executable, "-m", _MODULE, "node", str(os.getpid()), package, executable, *arguments]
+
+
+def python_command(arguments: Sequence[str]) -> list[str]:
+    """Command line of ``python ARGUMENT …``; it gets SIGTERM when this process ends, so that it can save."""
+    return [sys.executable, "-m", _MODULE, "command", str(os.getpid()), *arguments]
 
 
 def entry_point(package: str, executable: str) -> importlib.metadata.EntryPoint:
@@ -34,18 +46,25 @@ def entry_point(package: str, executable: str) -> importlib.metadata.EntryPoint:
     return scripts[executable]
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when ``parent`` ends (Linux, prctl(2)); leave at once if it already has."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send the signal when ``parent`` ends (Linux, prctl(2)); leave at once if it already has.
+
+    What this process becomes by exec keeps it. ``parent`` must have started it from its main thread.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         sys.exit(1)
 
 
 def main() -> None:
-    """Become the node."""
-    parent, package, executable, *arguments = sys.argv[1:]
-    end_with_parent(int(parent))
+    """Become the node or the command."""
+    kind, parent, *words = sys.argv[1:]
+    if kind == "command":
+        end_with_parent(int(parent), signal.SIGTERM)
+        os.execv(sys.executable, [sys.executable, *words])
+    package, executable, *arguments = words
+    end_with_parent(int(parent), signal.SIGKILL)
     # Until the node has its own handlers a signal just ends it; importing torch takes seconds.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))

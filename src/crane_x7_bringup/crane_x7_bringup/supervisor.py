@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from crane_x7_bringup.child import entry_point
+from crane_x7_bringup.child import entry_point, node_command
 from crane_x7_bringup.domain import environment
 from crane_x7_bringup.shared_memory import clean_shared_memory
 from crane_x7_vla.errors import ConfigError
@@ -70,11 +69,14 @@ class NodeSpec:
 
 
 class NodeEndedError(RuntimeError):
-    """A node ended while it was needed. code: what a shell would report, 128 + number for a signal."""
+    """A node ended while it was needed.
+
+    code: what a shell would report, 128 + number for a signal; 1 for a node that was content to end.
+    """
 
     def __init__(self, name: str, returncode: int, last_line: str, log: Path) -> None:
         self.name = name
-        self.code = returncode if returncode >= 0 else 128 - returncode
+        self.code = (returncode if returncode >= 0 else 128 - returncode) or 1
         how = f"exit code {returncode}" if returncode >= 0 else f"signal {signal.Signals(-returncode).name}"
         said = f": {last_line}" if last_line else ""
         super().__init__(f"node {name} ended with {how}{said} (log: {log})")
@@ -91,9 +93,8 @@ class _Child:
         # Why its output is no longer kept or shown; the node itself goes on until somebody asks.
         self.fault: Exception | None = None
         self._file = log.open("ab", buffering=0)
-        command = [sys.executable, "-m", "crane_x7_bringup.child", str(os.getpid()), spec.package, spec.executable]
         self.process = subprocess.Popen(
-            [*command, *spec.arguments()],
+            node_command(spec.package, spec.executable, spec.arguments()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -151,6 +152,12 @@ class _Child:
             return
         try:
             self._file.write(data)
+        except OSError as error:
+            self.fault = ConfigError(
+                f"the log {self.log} cannot be written: {error.strerror}; make room on that disk and run it again"
+            )
+            return
+        try:
             for text in texts:
                 if self._sink is not None:
                     self._sink(self.spec.name, text)
@@ -221,8 +228,6 @@ class Supervisor:
     def check(self) -> None:
         """Raise NodeEndedError for the node that ended first, if one did, or what keeps output from being kept."""
         for child in self._children:
-            if isinstance(child.fault, OSError) and not isinstance(child.fault, BrokenPipeError):
-                raise ConfigError(f"the log {child.log} cannot be written: {child.fault.strerror}") from child.fault
             if child.fault is not None:
                 raise child.fault
         if self._ended:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from crane_x7_bringup.domain import requested_domain, take_domain
 from crane_x7_bringup.profiles import PROFILES, Profile, configured, find_profile
+from crane_x7_bringup.signals import on_ending_signals
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
-from crane_x7_vla.errors import USER_ERRORS
+from crane_x7_vla.command import run_command
 
 # Fast DDS hands messages below half of its usual segment (0.5 MB) over without loss.
 _BIG_IMAGE = 200_000
@@ -37,7 +37,10 @@ def image_variables(nodes: Sequence[NodeSpec], shared_memory: Path = Path("/dev/
 
 
 def run(profile: Profile, words: Sequence[str], *, log_dir: Path) -> int:
-    """Run the profile until a signal (0) or until one of its nodes ends (that node's code)."""
+    """Run the profile until a signal (0) or until one of its nodes ends (that node's code, never 0).
+
+    A second signal does not wait for the nodes: it raises KeyboardInterrupt.
+    """
     nodes = configured(profile, words)
     stop = threading.Event()
     interrupted = 0
@@ -49,8 +52,7 @@ def run(profile: Profile, words: Sequence[str], *, log_dir: Path) -> int:
         if interrupted > 1:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    on_ending_signals(on_signal)
     with take_domain(requested_domain(os.environ)) as domain:
         note = (
             "other ROS nodes are in it too" if domain.shared else f"join it with: export ROS_DOMAIN_ID={domain.number}"
@@ -66,11 +68,8 @@ def run(profile: Profile, words: Sequence[str], *, log_dir: Path) -> int:
             ) as supervisor:
                 supervisor.wait(stop)
         except NodeEndedError as ended:
-            sys.stderr.write(f"up: {ended}; the other nodes were stopped\n")
+            sys.stderr.write(f"error: {ended}; the other nodes were stopped\n")
             return ended.code
-        except KeyboardInterrupt:
-            # The second signal: the nodes were killed instead of waited for.
-            return 128 + signal.SIGINT
     return 0
 
 
@@ -101,16 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs="*", metavar="NAME:=VALUE", help="arguments, or NODE.PARAMETER:=VALUE")
     parser.add_argument("--log-dir", type=Path, default=None, help="default: log/<profile>")
     options = parser.parse_args(argv)
-    try:
+
+    def command() -> int:
         profile = find_profile(options.profile)
         return run(profile, options.arguments, log_dir=options.log_dir or Path("log") / profile.name)
-    except USER_ERRORS as error:
-        sys.stderr.write(f"up: {error}\n")
-        return 2
-    except BrokenPipeError:
-        # Whoever read the output is gone, as with | head; the nodes have been stopped.
-        sys.stdout = None
-        return 128 + signal.SIGPIPE
+
+    return run_command(command, interrupted="killed the nodes instead of waiting for them")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ def lines_until(process: subprocess.Popen[str], text: str) -> str:
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in listed.stdout.split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_gone(pids: list[int]) -> None:
@@ -63,7 +62,7 @@ def sim(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_with_zero(sim: subprocess.Popen[str], number: int) -> None:
     said = lines_until(sim, "[sim] ")
     assert re.search(r"ROS domain \d+, join it with: export ROS_DOMAIN_ID=\d+", said)
@@ -74,6 +73,15 @@ def test_a_signal_ends_everything_with_zero(sim: subprocess.Popen[str], number: 
     assert sim.returncode == 0, err
     assert err == ""
     wait_gone(nodes)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sim.log").symlink_to("/dev/full")
+    process = command(tmp_path, *SIM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith(f"error: the log {tmp_path}/sim.log cannot be written: No space left on device")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.ros
@@ -92,7 +100,7 @@ def test_a_node_that_dies_is_named_and_its_code_returned(sim: subprocess.Popen[s
     os.kill(children(sim.pid)[0], signal.SIGKILL)
     _, err = sim.communicate(timeout=30)
     assert sim.returncode == 137
-    assert err.startswith("up: node sim ended with signal SIGKILL")
+    assert err.startswith("error: node sim ended with signal SIGKILL")
     assert err.count("\n") == 1
 
 
@@ -114,16 +122,16 @@ def test_a_domain_in_use_by_another_run_is_one_line(tmp_path: Path) -> None:
         process = command(tmp_path, *SIM, domain=str(domain.number))
         _, err = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert err.startswith(f"up: ROS domain {domain.number} is in use by another run of this suite")
+    assert err.startswith(f"error: ROS domain {domain.number} is in use by another run of this suite")
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "domain", "line"),
     [
-        (["real"], "", "up: unknown profile 'real'"),
-        (["sim", "speed:=1"], "", "up: unknown argument 'speed'"),
-        (["sim"], "999", "up: ROS_DOMAIN_ID is '999', expected a number from 0 to 101"),
+        (["real"], "", "error: unknown profile 'real'"),
+        (["sim", "speed:=1"], "", "error: unknown argument 'speed'"),
+        (["sim"], "999", "error: ROS_DOMAIN_ID is '999', expected a number from 0 to 101"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(tmp_path: Path, words: list[str], domain: str, line: str) -> None:
