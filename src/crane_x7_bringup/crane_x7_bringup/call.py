@@ -1,4 +1,7 @@
-"""Press a button of a running node where there is no ``ros2`` command: python -m crane_x7_bringup.call recorder/start.
+"""Press a button of a running node where there is no ``ros2`` command, or set its parameters.
+
+python -m crane_x7_bringup.call recorder/start
+python -m crane_x7_bringup.call sim seed:=7
 
 Calls a std_srvs/Trigger service, or with true or false a std_srvs/SetBool one, in the domain of ROS_DOMAIN_ID.
 """
@@ -11,37 +14,73 @@ import sys
 from collections.abc import Sequence
 
 from crane_x7_bringup.domain import requested_domain
+from crane_x7_bringup.profiles import parsed_value
 from crane_x7_bringup.session import Session
-from crane_x7_vla.errors import USER_ERRORS
+from crane_x7_vla.command import USER_ERROR, run_command
+from crane_x7_vla.errors import ConfigError
+
+_YES_NO = {"true": True, "false": False}
+
+
+def call(session: Session, name: str, words: Sequence[str], *, timeout: float) -> str:
+    """What the service ``name`` answers, or what was set on the node ``name``.
+
+    words: nothing, ``true`` or ``false`` for a service, ``parameter:=value`` for a node.
+    Raises ConfigError for other words, DataError when the node refuses, TimeoutError when there is no answer.
+    """
+    if not words:
+        return session.call_trigger(name, timeout=timeout, discovery=timeout)
+    if len(words) == 1 and words[0] in _YES_NO:
+        return session.call_bool(name, value=_YES_NO[words[0]], timeout=timeout, discovery=timeout)
+    assignments = [word.partition(":=") for word in words]
+    for word, (parameter, assigned, _) in zip(words, assignments, strict=True):
+        if not parameter or not assigned:
+            raise ConfigError(
+                f"'{word}' is neither true, false nor PARAMETER:=VALUE; expected such as: recorder/mark_success true, "
+                "or: sim seed:=7"
+            )
+    for parameter, _, text in assignments:
+        value = parsed_value(parameter, text)
+        if not isinstance(value, bool | int | float | str | list):
+            raise ConfigError(f"'{parameter}:={text}' gives no value; expected a number, true, false, text or a list")
+        session.set_parameter(name, parameter, value, timeout=timeout, discovery=timeout)
+    return f"{name}: {', '.join(words)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the node agreed, 2 with its reason when it refused or did not answer."""
-    parser = argparse.ArgumentParser(prog="python -m crane_x7_bringup.call", description="Call a service of a node.")
-    parser.add_argument("service", help="such as recorder/start, recorder/stop, recorder/discard, lift/reset")
-    parser.add_argument("value", nargs="?", choices=("true", "false"), help="for services that take a yes or no")
+    parser = argparse.ArgumentParser(
+        prog="python -m crane_x7_bringup.call",
+        description="Call a service of a running node, or set its parameters.",
+    )
+    parser.add_argument(
+        "name",
+        help="service, such as recorder/start, recorder/stop, recorder/discard, lift/reset; or node, such as sim",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="true|false|PARAMETER:=VALUE",
+        help="for services that take a yes or no; for a node, what is set",
+    )
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait (default: %(default)s)")
     options = parser.parse_args(argv)
-    try:
-        with Session(requested_domain(os.environ) or 0, name="call") as session:
-            wait = options.timeout
-            if options.value is None:
-                answer = session.call_trigger(options.service, timeout=wait, discovery=wait)
-            else:
-                yes = options.value == "true"
-                answer = session.call_bool(options.service, value=yes, timeout=wait, discovery=wait)
-    except USER_ERRORS as error:
-        sys.stderr.write(f"call: {error}\n")
-        return 2
-    except TimeoutError as error:
-        domain = os.environ.get("ROS_DOMAIN_ID") or "0, as ROS_DOMAIN_ID is not set"
-        sys.stderr.write(
-            f"call: {error} in ROS domain {domain}. Is the node running, and in this domain? "
-            "`crane_x7_bringup.up` prints the domain it runs in\n"
-        )
-        return 2
-    sys.stdout.write(f"{answer}\n")
-    return 0
+
+    def command() -> int:
+        try:
+            with Session(requested_domain(os.environ) or 0, name="call") as session:
+                answer = call(session, options.name, options.words, timeout=options.timeout)
+        except TimeoutError as error:
+            domain = os.environ.get("ROS_DOMAIN_ID") or "0, as ROS_DOMAIN_ID is not set"
+            sys.stderr.write(
+                f"error: {error} in ROS domain {domain}. Is the node running, and in this domain? "
+                "`crane_x7_bringup.up` prints the domain it runs in\n"
+            )
+            return USER_ERROR
+        sys.stdout.write(f"{answer}\n")
+        return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

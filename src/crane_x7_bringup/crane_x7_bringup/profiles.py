@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from crane_x7_bringup.child import entry_point
 from crane_x7_bringup.supervisor import NodeSpec
 from crane_x7_vla.errors import ConfigError
+from lift.tasks.pick_up import PICK_UP
 
 _ASSIGN = ":="
 
@@ -57,7 +60,10 @@ INFERENCE = NodeSpec(
     params_file="inference.yaml",
 )
 
-INSTRUCTION = "pick up the red cube"
+# Parameters whose names a model or a recording decides.
+_GROUPS = {INFERENCE.name: "cameras."}
+
+INSTRUCTION = PICK_UP.instruction
 
 
 def _sim_arguments(*others: str) -> tuple[Argument, ...]:
@@ -184,15 +190,41 @@ def configured(profile: Profile, words: Sequence[str]) -> tuple[NodeSpec, ...]:
             value = _value(arguments[name], text)
             values.update(dict.fromkeys(arguments[name].targets, value))
         elif dot and node in nodes:
-            values[node, parameter] = yaml.safe_load(text)
+            _check_parameter(nodes[node], parameter)
+            values[node, parameter] = parsed_value(name, text)
         else:
-            close = difflib.get_close_matches(name, arguments, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else "."
             raise ConfigError(
-                f"unknown argument '{name}' of profile {profile.name}{hint} It takes: {', '.join(arguments)}, and "
-                f"node.parameter for the parameters of {', '.join(nodes)}"
+                f"unknown argument '{name}' of profile {profile.name}{_nearest(name, arguments)} It takes: "
+                f"{', '.join(arguments)}, and node.parameter for the parameters of {', '.join(nodes)}"
             )
     return tuple(_with(node, values) for node in profile.nodes)
+
+
+def parsed_value(name: str, text: str) -> Any:
+    """The value that ``text`` is in YAML; raises ConfigError naming ``name``."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the value of '{name}' cannot be read: '{text}' ({' '.join(str(error).split())}). A list is \"[a, b]\", "
+            "text with brackets or colons is quoted twice, '\"…\"'"
+        ) from error
+
+
+def _check_parameter(node: NodeSpec, parameter: str) -> None:
+    """Raises ConfigError for a parameter that the node does not declare; ROS would pass over it without a word."""
+    module = importlib.import_module(entry_point(node.package, node.executable).module)
+    known = [*(field.name for field in dataclasses.fields(module.Settings)), "use_sim_time"]
+    if parameter in known or (node.name in _GROUPS and parameter.startswith(_GROUPS[node.name])):
+        return
+    raise ConfigError(
+        f"node {node.name} has no parameter '{parameter}'{_nearest(parameter, known)} It has: {', '.join(known)}"
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else "."
 
 
 def _with(node: NodeSpec, values: Mapping[tuple[str, str], Any]) -> NodeSpec:
@@ -204,7 +236,7 @@ def _value(argument: Argument, text: str) -> bool | int | float | str:
     kind = type(argument.default)
     if kind is str:
         return text
-    value = yaml.safe_load(text)
+    value = parsed_value(argument.name, text)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:

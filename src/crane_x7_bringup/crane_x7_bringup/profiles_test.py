@@ -37,6 +37,9 @@ def test_any_parameter_of_a_node_can_be_set() -> None:
     assert got["sim"]["image_width"] == 64
     assert got["sim"]["cameras"] == ["primary"]
     assert got["vla_inference"]["max_age"] == 1.5
+    # Which cameras there are is known when the model has been read.
+    got = parameters("vla-sim", "vla_inference.cameras.wrist.topic:=/hand/image")
+    assert got["vla_inference"]["cameras.wrist.topic"] == "/hand/image"
 
 
 @pytest.mark.parametrize(
@@ -48,11 +51,18 @@ def test_any_parameter_of_a_node_can_be_set() -> None:
         ("lockstep:=1", "argument 'lockstep' must be true or false, got '1'"),
         ("control_hz:=fast", "argument 'control_hz' must be a number, got 'fast'"),
         ("seed:=1.5", "argument 'seed' must be an integer"),
+        (
+            "sim.image_widht:=64",
+            "node sim has no parameter 'image_widht'; did you mean 'image_width'\\? It has: simulator",
+        ),
+        ("sim.cameras:=[primary", r"the value of 'sim\.cameras' cannot be read: '\[primary' \(while parsing"),
+        ("seed:=[", r"the value of 'seed' cannot be read: '\['"),
     ],
 )
 def test_wrong_arguments_are_named(word: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as error:
         parameters("sim", word)
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_profile_lists_the_known() -> None:

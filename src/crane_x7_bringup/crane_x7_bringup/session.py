@@ -27,10 +27,14 @@ from std_srvs.srv import SetBool, Trigger
 from crane_x7_bringup.domain import environment
 from crane_x7_vla.errors import DataError
 from crane_x7_vla.nodes.messages import latched_qos
+from lift.nodes.sim_node import Settings
+from lift.nodes.topics import EPISODE, RESET
 
 # Discovery took up to 3 s on a loaded machine, starting a node with a model much longer.
 DISCOVERY_S = 120.0
 ANSWER_S = 60.0
+# In lockstep the simulator itself ends with an error when a step takes longer than its patience.
+EPISODE_S = Settings().max_steps * Settings().command_timeout
 _SPIN_S = 0.05
 
 Json = Mapping[str, Any]
@@ -61,7 +65,7 @@ class Session:
         self._clients: dict[str, Client] = {}
         self._heard: dict[str, list[Json]] = {}
         self._reset_stamp = 0
-        self._listen("lift/episode")
+        self._listen(EPISODE)
 
     @property
     def node(self) -> Node:
@@ -110,17 +114,17 @@ class Session:
     def reset_simulator(self, seed: int) -> int:
         """Start the episode of ``seed``; returns the stamp of its first instant, ns."""
         self.set_parameter("sim", "seed", seed)
-        answer = json.loads(self.call_trigger("lift/reset"))
+        answer = json.loads(self.call_trigger(RESET))
         if answer["seed"] != seed:
-            raise DataError(f"lift/reset began seed {answer['seed']} instead of {seed}; who else resets the simulator?")
+            raise DataError(f"{RESET} began seed {answer['seed']} instead of {seed}; who else resets the simulator?")
         self._reset_stamp = int(answer["stamp_ns"])
         return self._reset_stamp
 
-    def wait_episode_end(self, *, timeout: float = ANSWER_S) -> Json:
+    def wait_episode_end(self, *, timeout: float = EPISODE_S) -> Json:
         """How the episode since the last ``reset_simulator`` ended, see the sim node's ``lift/episode``."""
 
         def ended() -> list[Json]:
-            return [end for end in self._heard["lift/episode"] if end["stamp_ns"] > self._reset_stamp]
+            return [end for end in self._heard[EPISODE] if end["stamp_ns"] > self._reset_stamp]
 
         self.wait_until(lambda: bool(ended()), "the end of the episode", timeout=timeout)
         return ended()[-1]
@@ -146,11 +150,17 @@ class Session:
         self._node.create_subscription(kind, topic, keep, qos)
 
     def set_parameter(
-        self, node: str, name: str, value: bool | int | float | str, *, timeout: float = ANSWER_S
+        self,
+        node: str,
+        name: str,
+        value: bool | int | float | str | list[Any],
+        *,
+        timeout: float = ANSWER_S,
+        discovery: float = DISCOVERY_S,
     ) -> None:
         """Set a parameter of ``node``; raises DataError with its reason when it refuses."""
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-        (result,) = self._call(SetParameters, f"{node}/set_parameters", request, timeout, DISCOVERY_S).results
+        (result,) = self._call(SetParameters, f"{node}/set_parameters", request, timeout, discovery).results
         if not result.successful:
             raise DataError(f"parameter {name} of {node} cannot be set to {value!r}: {result.reason}")
 
