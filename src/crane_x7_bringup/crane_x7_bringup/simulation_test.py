@@ -27,13 +27,11 @@ from crane_x7_vla.nodes.messages import (
 )
 from crane_x7_vla.robot import CRANE_X7
 from lift import make_env
-from lift.expert import PickUpExpert
+from lift.expert import DISTURBANCE, PickUpExpert
 from lift.nodes.topics import camera_topic
 from lift.tasks.pick_up import PICK_UP
 
 pytestmark = pytest.mark.ros
-
-DISTURBANCE = 0.012
 
 
 def spec(node: NodeSpec, **parameters: object) -> NodeSpec:

@@ -10,6 +10,9 @@ from crane_x7_vla import kinematics
 from lift.gravity import GravityModel
 from lift.tasks.pick_up import Task
 
+DISTURBANCE = 0.012
+"""Noise on the executed targets, rad, under which the expert still succeeds and shows how to recover."""
+
 _OPEN, _CLOSED = 0.60, 0.10
 # The gripper has stopped on the cube when it is told to close and stays wider than this, rad.
 _ON_CUBE = (0.13, 0.34)

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 
 from lift import make_env
-from lift.expert import PickUpExpert
+from lift.expert import DISTURBANCE, PickUpExpert
 from lift.rollout import ExpertDriver, rollout
 from lift.tasks.pick_up import PICK_UP
 
 
-def test_the_expert_succeeds_in_95_of_100_disturbed_episodes() -> None:
-    env = make_env("mujoco", PICK_UP.env_id, num_envs=4, cameras=(), disturbance=0.012)
+def test_the_expert_succeeds_in_at_least_38_of_40_disturbed_episodes() -> None:
+    env = make_env("mujoco", PICK_UP.env_id, num_envs=4, cameras=(), disturbance=DISTURBANCE)
     results = list(rollout(env, ExpertDriver(PickUpExpert(PICK_UP)), range(500, 540)))
     env.close()
     assert len(results) == 40

@@ -7,21 +7,22 @@ node drive the arm on starts it has not seen, and reports. It may be stopped at 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from crane_x7_bringup.demo.commands import StageFailedError
 from crane_x7_bringup.demo.plan import FULL, SMOKE, Plan
-from crane_x7_bringup.demo.stages import Demo, StageFailedError
-from crane_x7_vla.errors import USER_ERRORS
+from crane_x7_bringup.demo.stages import Demo
+from crane_x7_bringup.signals import interrupt_on_ending_signals
+from crane_x7_vla.command import run_command
 
-INTERRUPTED = 130
+GOALS_MISSED = 1
 
 
 def main() -> int:
-    """The command."""
+    """Returns 0; 1 when the full demo missed its goals; the code of a command that failed; or as ``run_command``."""
     parser = argparse.ArgumentParser(
         prog="python -m crane_x7_bringup.demo", description="Record, train, merge, run, report."
     )
@@ -33,22 +34,18 @@ def main() -> int:
     arguments = parser.parse_args()
     size = SMOKE if arguments.smoke else FULL
     plan = Plan.make(size, seed=arguments.seed, data_root=arguments.data_root, output_dir=arguments.output_dir)
-    console = Console()
-    # Said explicitly, as a shell that starts it in the background has SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        Demo(plan, console).run(fresh=arguments.fresh)
-    except USER_ERRORS as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return 2
-    except StageFailedError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return error.code
-    except KeyboardInterrupt:
-        console.print("\nstopped; nothing that was finished is lost. Go on with the same command.")
-        return INTERRUPTED
-    return 0
+
+    def command() -> int:
+        try:
+            met = Demo(plan, Console()).run(fresh=arguments.fresh)
+        except StageFailedError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return error.code
+        return 0 if met else GOALS_MISSED
+
+    interrupt_on_ending_signals()
+    stopped = "\nstopped; nothing that was finished is lost. Go on with the same command."
+    return run_command(command, interrupted=stopped)
 
 
 if __name__ == "__main__":

@@ -22,21 +22,32 @@ from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError
 from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
 from crane_x7_vla.errors import DataError
+from lift.expert import DISTURBANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
-    """episodes: successes wanted. first_seed, stride: the scenes tried, one after the other. disturbance: exploration
-    noise on the executed targets, rad. log_dir: gets the nodes' logs. journal: one line per attempt."""
+    """episodes: successes wanted. first_seed, stride: the scenes tried, one after the other. journal: one line per
+    attempt. log_dir: gets the nodes' logs. disturbance: exploration noise on the executed targets, rad."""
 
     data_root: Path
     episodes: int
     instruction: str
     first_seed: int
     stride: int
-    disturbance: float
     journal: Path
     log_dir: Path
+    disturbance: float = DISTURBANCE
+
+    def command(self) -> list[str]:
+        """``python …`` with this records them."""
+        return [
+            *("-m", "crane_x7_bringup.demo.collect", "--data-root", str(self.data_root)),
+            *("--instruction", self.instruction, "--episodes", str(self.episodes)),
+            *("--disturbance", str(self.disturbance)),
+            *("--first-seed", str(self.first_seed), "--stride", str(self.stride)),
+            *("--journal", str(self.journal), "--log-dir", str(self.log_dir)),
+        ]
 
 
 def collect(wanted: Collection) -> None:
@@ -136,20 +147,13 @@ def main() -> int:
     parser.add_argument("--instruction", default=INSTRUCTION, help="(default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="of the scenes (default: %(default)s)")
     parser.add_argument("--stride", type=int, default=1, help="between seeds (default: %(default)s)")
-    parser.add_argument("--disturbance", type=float, default=0.012, help="rad (default: %(default)s)")
+    parser.add_argument("--disturbance", type=float, default=DISTURBANCE, help="rad (default: %(default)s)")
     parser.add_argument("--journal", type=Path, help="(default: collect.jsonl in the data root)")
     parser.add_argument("--log-dir", type=Path, default=Path("log/collect"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    wanted = Collection(
-        data_root=arguments.data_root,
-        episodes=arguments.episodes,
-        instruction=arguments.instruction,
-        first_seed=arguments.first_seed,
-        stride=arguments.stride,
-        disturbance=arguments.disturbance,
-        journal=arguments.journal or arguments.data_root / "collect.jsonl",
-        log_dir=arguments.log_dir,
-    )
+    if arguments.journal is None:
+        arguments.journal = arguments.data_root / "collect.jsonl"
+    wanted = Collection(**vars(arguments))
     return run_worker(lambda: collect(wanted))
 
 

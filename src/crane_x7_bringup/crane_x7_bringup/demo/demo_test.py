@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -9,14 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from crane_x7_bringup.demo import __main__ as demo_command
+from crane_x7_bringup.demo.claim import claimed
 from crane_x7_bringup.demo.collect import Collection, reconcile
+from crane_x7_bringup.demo.goals import BEFORE, ELSEWHERE, FINE_TUNED, GOALS
 from crane_x7_bringup.demo.journal import read_journal
 from crane_x7_bringup.demo.plan import FULL, SMOKE, Plan
+from crane_x7_bringup.demo.report import Score
+from crane_x7_bringup.demo.stages import Demo
 from crane_x7_vla.data.episode import (
     CameraMetadata,
     EpisodeMetadata,
@@ -38,59 +45,139 @@ def command(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def nodes_of(folder: Path) -> list[str]:
-    """Command lines of living processes that name the folder."""
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes that name the folder, or whose logs go there."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (process / "cmdline").read_bytes()
+            known = line + (process / "environ").read_bytes()
         except OSError:
             continue
-        if str(folder) in line and int(process.name) != os.getpid():
-            found.append(line)
+        if str(folder).encode() in known and int(process.name) != os.getpid():
+            found.append(line.replace(b"\0", b" ").decode(errors="replace"))
     return found
 
 
-def test_the_smoke_demo_does_the_whole_chain_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_smoke_demo_does_the_whole_chain_however_often_it_is_stopped(tmp_path: Path) -> None:
+    outputs, report = tmp_path / "outputs", tmp_path / "outputs" / "demo_smoke_report"
+    killed = start(tmp_path)
+    wait_until((outputs / "demo_smoke").is_dir, killed)
+    assert any("crane_x7_vla.training.cli" in line for line in processes_of(tmp_path))
+    killed.kill()
+    # What it has started holds the same pipe, which ends with the last of them.
+    killed.communicate(timeout=120)
+    assert processes_of(tmp_path) == []
+    episodes = sorted((tmp_path / "data").glob("episode_*/episode_*.tfrecord"))
+
+    stopped = start(tmp_path)
+    wait_until(lambda: list(report.glob("trials/*/log-*/sim.log")), stopped)
+    assert any("__node:=sim" in line for line in processes_of(tmp_path))
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, output
+    assert processes_of(tmp_path) == []
+
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    episodes = sorted((tmp_path / "data").glob("episode_*/episode_*.tfrecord"))
+    assert sorted((tmp_path / "data").glob("episode_*/episode_*.tfrecord")) == episodes
     assert len(episodes) == SMOKE.episodes
     for episode in episodes:
         recorded = read_episode(episode, load_images=False)
         assert recorded.commanded is not None
         assert recorded.instruction == "pick up the red cube"
-    merged = tmp_path / "outputs" / "demo_smoke_merged"
+    merged = outputs / "demo_smoke_merged"
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= {
         path.name for path in merged.iterdir()
     }
-    report = tmp_path / "outputs" / "demo_smoke_report"
     scores = json.loads((report / "scores.json").read_text())
     assert [trials for _, trials in scores.values()] == [SMOKE.trials, SMOKE.control_trials, SMOKE.control_trials]
     assert (report / "index.html").exists()
     assert (report / "contact_sheet.png").stat().st_size > 10_000
-    for shown in ("fine-tuned", "before fine-tuning", "cube drawn elsewhere", "report:"):
+    for shown in ("fine-tuned", "before fine-tuning", "cube drawn elsewhere", "report:", "held"):
         assert shown in done.stdout
-    assert nodes_of(tmp_path) == []
+    assert "goals" not in done.stdout
+    assert processes_of(tmp_path) == []
 
     again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stdout[-4000:]
     assert again.stdout.count("done before") == 4
-    assert sorted((tmp_path / "data").glob("episode_*/episode_*.tfrecord")) == episodes
+
+
+def run_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ``main`` run in this process, whose signals are left alone."""
+    words = ["--data-root", str(folder / "data"), "--output-dir", str(folder / "outputs")]
+    monkeypatch.setattr(sys, "argv", ["demo", *words])
+    monkeypatch.setattr(demo_command, "interrupt_on_ending_signals", lambda: None)
+
+
+def test_goals_that_are_missed_are_said_and_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {FINE_TUNED: 9, BEFORE: 0, ELSEWHERE: 1}
+
+    def experiment(_: Demo, name: str, *_more: object, **_options: object) -> Score:
+        trials = [{"success": i < rates[name], "steps": 40, "holds": 0} for i in range(10)]
+        return Score.of(name, trials, goals=GOALS)
+
+    for stage in ("_record", "_train", "_merge"):
+        monkeypatch.setattr(Demo, stage, lambda _: None)
+    monkeypatch.setattr(Demo, "_experiment", experiment)
+    run_here(tmp_path, monkeypatch)
+    metrics = tmp_path / "outputs" / "demo" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.touch()
+    assert demo_command.main() == 1
+    assert f"goals missed: {ELSEWHERE}" in capsys.readouterr().out
+    assert "below 10%: missed" in (tmp_path / "outputs" / "demo_report" / "index.html").read_text()
+    rates[ELSEWHERE] = 0
+    assert demo_command.main() == 0
+    assert "goals met" in capsys.readouterr().out
+
+
+def test_a_second_demo_in_the_same_folders_is_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path / "data"):
+        done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: another demo is writing to {tmp_path / 'data'}; wait for it")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Demo) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "demo-0.jsonl")
+
+    monkeypatch.setattr(Demo, "_record", full)
+    run_here(tmp_path, monkeypatch)
+    assert demo_command.main() == 2
+    assert capsys.readouterr().err.startswith("error: demo-0.jsonl: No space left on device; free some space")
 
 
 def test_ctrl_c_while_recording_leaves_no_process_and_no_half_episode(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("data/episode_*")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    process = start(tmp_path)
+    wait_until(lambda: list(tmp_path.glob("data/episode_*")), process)
+    nodes = processes_of(tmp_path)
+    for name in ("sim", "expert", "recorder"):
+        assert any(f"__node:={name}" in line for line in nodes), nodes
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "nothing that was finished is lost" in output
-    assert nodes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
     for episode in tmp_path.glob("data/episode_*/*.tfrecord"):
         read_episode(episode, load_images=False)
 
@@ -101,8 +188,8 @@ def test_a_persons_own_recordings_are_not_taken_for_the_demos(tmp_path: Path) ->
     (own / "episode_0.tfrecord").write_bytes(b"mine")
     done = subprocess.run(command(tmp_path, "--fresh"), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "episodes that are not the demo's" in done.stdout
-    assert "--data-root DIR" in done.stdout.replace("\n", " ")
+    assert "episodes that are not the demo's" in done.stderr
+    assert "--data-root DIR" in done.stderr
     assert (own / "episode_0.tfrecord").read_bytes() == b"mine"
 
 
@@ -141,7 +228,7 @@ def test_a_mixed_folder_is_refused_and_kept(tmp_path: Path) -> None:
     both = [record(tmp_path / "data", 3), record(tmp_path / "data", None)]
     done = subprocess.run(command(tmp_path, "--fresh"), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "holds 1 episodes that are not the demo's" in " ".join(done.stdout.split())
+    assert "holds 1 episodes that are not the demo's" in done.stderr
     assert all(path.exists() for path in both)
 
 
@@ -154,7 +241,6 @@ def test_an_episode_saved_just_before_a_kill_is_counted_and_a_failed_one_is_remo
         instruction="pick",
         first_seed=0,
         stride=2,
-        disturbance=0.0,
         journal=tmp_path / "demo-0.jsonl",
         log_dir=tmp_path,
     )

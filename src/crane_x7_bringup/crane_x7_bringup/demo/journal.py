@@ -10,10 +10,21 @@ from typing import Any
 
 Entry = Mapping[str, Any]
 
+_HEADER = "journal of"
+
+
+def begin_journal(path: Path, subject: Entry) -> None:
+    """Make sure that the journal at ``path`` is that of ``subject``; one of another subject is started anew."""
+    header = {_HEADER: dict(subject)}
+    lines = _lines(path)
+    if not lines or lines[0] != header:
+        path.unlink(missing_ok=True)
+        append_entry(path, header)
+
 
 def read_journal(path: Path) -> list[Entry]:
     """The whole entries so far; none where there is no file."""
-    return [json.loads(line) for line in _whole(path).splitlines()]
+    return [line for line in _lines(path) if _HEADER not in line]
 
 
 def append_entry(path: Path, entry: Entry) -> None:
@@ -24,6 +35,10 @@ def append_entry(path: Path, entry: Entry) -> None:
         file.write(json.dumps(dict(entry)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[Entry]:
+    return [json.loads(line) for line in _whole(path).splitlines()]
 
 
 def _whole(path: Path) -> bytes:

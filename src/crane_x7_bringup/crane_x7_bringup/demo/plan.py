@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crane_x7_bringup.base import BASE_DIRECTORY
+from crane_x7_bringup.demo.goals import GOALS, Goal
 
 # Scenes of demonstrations and of trials come from ranges that never meet, also between demo seeds.
 SEEDS_PER_RUN = 10_000
@@ -15,7 +16,8 @@ _TRIALS_FROM = 1_000_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """episodes: demonstrations. train_steps: updates. trials: starts for the fine-tuned policy. control_trials: starts
-    for each of the two it is compared with. workers: stacks of nodes that run side by side."""
+    for each of the two it is compared with. workers: stacks of nodes that run side by side. goals: what it must reach;
+    a few trials of a model that has hardly been trained mean nothing."""
 
     name: str
     episodes: int
@@ -23,9 +25,10 @@ class Size:
     trials: int
     control_trials: int
     workers: int = 2
+    goals: tuple[Goal, ...] = ()
 
 
-FULL = Size(name="demo", episodes=100, train_steps=800, trials=100, control_trials=60)
+FULL = Size(name="demo", episodes=100, train_steps=800, trials=100, control_trials=60, goals=GOALS)
 SMOKE = Size(name="demo_smoke", episodes=4, train_steps=12, trials=2, control_trials=2)
 
 

@@ -11,19 +11,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from crane_x7_bringup.demo.goals import Goal
+from crane_x7_bringup.demo.journal import Entry
+from lift.wilson import wilson_interval
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a9d5c; --bad: #c8553d; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; }
 td, th { padding: .35rem .9rem; border-bottom: 1px solid var(--line); text-align: left; }
-td.number { font-variant-numeric: tabular-nums; text-align: right; }
+td.missed { color: var(--bad); } td.number { font-variant-numeric: tabular-nums; text-align: right; }
 img { max-width: 100%; height: auto; border-radius: 6px; } code { overflow-wrap: anywhere; }
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Outcome of one experiment. low, high: bounds of the 95 % Wilson interval of the success rate."""
+    """Outcome of one experiment. low, high: bounds of the 95 % Wilson interval of the success rate. holds: how often
+    the arm held its position because an answer was refused or lacking. goal: None where nothing is expected."""
 
     name: str
     successes: int
@@ -31,10 +36,38 @@ class Score:
     low: float
     high: float
     mean_steps: float | None
+    holds: int
+    goal: Goal | None = None
+
+    @classmethod
+    def of(cls, name: str, trials: Sequence[Entry], *, goals: Sequence[Goal]) -> Score:
+        """Counted from a journal's entries; raises ValueError for none."""
+        steps = [int(trial["steps"]) for trial in trials if trial["success"]]
+        low, high = wilson_interval(len(steps), len(trials))
+        return cls(
+            name=name,
+            successes=len(steps),
+            trials=len(trials),
+            low=low,
+            high=high,
+            mean_steps=float(np.mean(steps)) if steps else None,
+            holds=sum(int(trial["holds"]) for trial in trials),
+            goal=next((goal for goal in goals if goal.experiment == name), None),
+        )
 
     @property
     def rate(self) -> float:
         return self.successes / self.trials
+
+    @property
+    def missed(self) -> bool:
+        """Whether the goal, if there is one, was missed."""
+        return self.goal is not None and not self.goal.met(self.rate)
+
+    @property
+    def verdict(self) -> str:
+        """The goal, and whether it was met."""
+        return "–" if self.goal is None else f"{self.goal}: {'missed' if self.missed else 'met'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +100,8 @@ def write_report(
     rows = "".join(
         f"<tr><td>{html.escape(s.name)}</td><td class=number>{s.successes} of {s.trials}</td>"
         f"<td class=number>{s.rate:.0%}</td><td class=number>{s.low:.0%} – {s.high:.0%}</td>"
-        f"<td class=number>{'–' if s.mean_steps is None else f'{s.mean_steps:.0f}'}</td></tr>"
+        f"<td class=number>{'–' if s.mean_steps is None else f'{s.mean_steps:.0f}'}</td>"
+        f"<td class=number>{s.holds}</td><td{' class=missed' * s.missed}>{html.escape(s.verdict)}</td></tr>"
         for s in scores
     )
     made = "".join(
@@ -81,8 +115,9 @@ def write_report(
 <title>{html.escape(title)}</title><style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Task: “{html.escape(instruction)}”. Success is judged by the simulator: the cube lifted by 5 cm and held for 1 s,
-on starts that no demonstration showed. The interval is Wilson's, 95 %.</p>
-<table><tr><th>policy<th>success<th>rate<th>interval<th>steps to success</tr>{rows}</table>
+on starts that no demonstration showed. The interval is Wilson's, 95 %. Held: how often the arm held its
+position because an answer of the policy was refused or lacking.</p>
+<table><tr><th>policy<th>success<th>rate<th>interval<th>steps to success<th>held<th>goal</tr>{rows}</table>
 <h2>What the arm did</h2>
 <img src="contact_sheet.png" alt="Frames of successful and failed trials, one trial a row">
 <h2>Learning curve</h2>

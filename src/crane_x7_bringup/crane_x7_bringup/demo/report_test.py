@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crane_x7_bringup.demo.goals import BEFORE, ELSEWHERE, FINE_TUNED, GOALS
 from crane_x7_bringup.demo.report import Score, Strip, read_metrics, write_report
 
 
@@ -13,6 +14,19 @@ def metrics_file(folder: Path) -> Path:
     lines = [{"step": 10, "train/loss": 0.5}, {"step": 20, "train/loss": 0.25, "eval/action_l1_rad_start": 0.02}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def trials(successes: int, count: int, *, holds: int = 0) -> list[dict[str, object]]:
+    """A journal's entries; all holds are of the first one."""
+    return [{"success": i < successes, "steps": 41, "holds": holds * (i == 0)} for i in range(count)]
+
+
+def test_goals_are_met_to_the_trial() -> None:
+    for name, worst in ((FINE_TUNED, 90), (BEFORE, 4), (ELSEWHERE, 9)):
+        fewer = worst - 1 if name == FINE_TUNED else worst + 1
+        assert not Score.of(name, trials(worst, 100), goals=GOALS).missed
+        assert Score.of(name, trials(fewer, 100), goals=GOALS).missed
+        assert not Score.of(name, trials(fewer, 100), goals=()).missed
 
 
 def test_metrics_are_read_by_name(tmp_path: Path) -> None:
@@ -28,8 +42,9 @@ def test_the_page_shows_rates_pictures_and_paths(tmp_path: Path) -> None:
         title="A run <of the demo>",
         instruction="pick up the red cube",
         scores=[
-            Score(name="fine-tuned", successes=9, trials=10, low=0.6, high=0.98, mean_steps=41.2),
-            Score(name="before", successes=0, trials=10, low=0.0, high=0.28, mean_steps=None),
+            Score.of(FINE_TUNED, trials(9, 10, holds=3), goals=GOALS),
+            Score.of(BEFORE, trials(0, 10), goals=()),
+            Score.of(ELSEWHERE, trials(2, 10), goals=GOALS),
         ],
         metrics_file=metrics_file(tmp_path),
         strips=[Strip(title="start 7: success", success=True, frames=frames)],
@@ -39,6 +54,8 @@ def test_the_page_shows_rates_pictures_and_paths(tmp_path: Path) -> None:
     text = page.read_text()
     for shown in ("A run &lt;of the demo&gt;", "9 of 10", "60% – 98%", "/somewhere/merged", "61 s", ">–</td>"):
         assert shown in text
+    assert "<td class=number>41</td><td class=number>3</td><td>at least 90%: met</td>" in text
+    assert "<td class=missed>below 10%: missed</td>" in text
     for picture in ("contact_sheet.png", "learning_curve.png"):
         assert (page.parent / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from crane_x7_bringup.demo.claim import claimed
+from crane_x7_bringup.demo.collect import Collection
+from crane_x7_bringup.demo.commands import Worker, run_command_line, run_workers
+from crane_x7_bringup.demo.goals import BEFORE, ELSEWHERE, FINE_TUNED
 from crane_x7_bringup.demo.journal import Entry, append_entry, read_journal
 from crane_x7_bringup.demo.plan import SEEDS_PER_RUN, Plan
 from crane_x7_bringup.demo.report import Score, Strip, write_report
-from crane_x7_bringup.demo.trials import FRAMES
+from crane_x7_bringup.demo.trials import FRAMES, Trials
 from crane_x7_bringup.profiles import INSTRUCTION
 from crane_x7_vla.data.episode import decode_jpeg
 from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
 from crane_x7_vla.errors import DataError
-from lift.wilson import wilson_interval
 
-_POLL_S = 0.2
-# How long a command may take to save after Ctrl-C, s; a second Ctrl-C does not wait.
-_PATIENCE_S = 60.0
-_DISTURBANCE = 0.012
 _STRIPS = 5
 TRAINING = Path(__file__).parent / "training.yaml"
-
-FINE_TUNED = "fine-tuned"
-BEFORE = "before fine-tuning"
-ELSEWHERE = "fine-tuned, cube drawn elsewhere"
-
-
-class StageFailedError(RuntimeError):
-    """A command of the demo ended with an error; it has said why. code: its exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Demo:
@@ -56,43 +37,46 @@ class Demo:
         self._plan = plan
         self._console = console
         self._times = plan.work / "times.jsonl"
+        self._logs = plan.work / "log"
 
-    def run(self, *, fresh: bool) -> Path:
-        """All stages; returns the report page. fresh: forget what earlier runs of this plan made."""
-        plan = self._plan
-        if fresh:
-            self._forget()
-        plan.work.mkdir(parents=True, exist_ok=True)
-        self._check_recordings()
-        with self._stage("record"):
-            self._record()
-        with self._stage("train"):
-            self._train()
-        with self._stage("merge"):
-            self._merge()
-        with self._stage("try"):
-            scores = self._try()
-        return self._report(scores)
+    def run(self, *, fresh: bool) -> bool:
+        """All stages, and the report; returns whether the goals were met. fresh: forget earlier runs of this plan.
+
+        Raises ConfigError when another process is at it, DataError where there are recordings of somebody else.
+        """
+        with claimed(self._plan.data_root, self._plan.work):
+            self._check_recordings()
+            if fresh:
+                self._forget()
+            with self._stage("record"):
+                self._record()
+            with self._stage("train"):
+                self._train()
+            with self._stage("merge"):
+                self._merge()
+            with self._stage("try"):
+                scores = self._try()
+            self._report(scores)
+        return not any(score.missed for score in scores)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def _record(self) -> None:
         size = self._plan.size
-        shares = _shares(size.episodes, size.workers)
-        commands, journals = [], []
-        for worker, episodes in enumerate(shares):
-            journals.append(self._recording_journal(worker))
-            commands.append(
-                [
-                    *("-m", "crane_x7_bringup.demo.collect"),
-                    *("--data-root", str(self._plan.data_root), "--instruction", INSTRUCTION),
-                    *("--episodes", str(episodes), "--disturbance", str(_DISTURBANCE)),
-                    *("--first-seed", str(self._plan.first_recording_seed + worker), "--stride", str(size.workers)),
-                    *("--journal", str(journals[-1]), "--log-dir", str(self._plan.work / "log" / f"record-{worker}")),
-                ]
+        workers = []
+        for number, episodes in enumerate(_shares(size.episodes, size.workers)):
+            wanted = Collection(
+                data_root=self._plan.data_root,
+                episodes=episodes,
+                instruction=INSTRUCTION,
+                first_seed=self._plan.first_recording_seed + number,
+                stride=size.workers,
+                journal=self._recording_journal(number),
+                log_dir=self._logs / f"record-{number}",
             )
-        self._work("recording demonstrations", commands, journals, size.episodes, count=_successes)
-        recorded = [entry for journal in journals for entry in read_journal(journal)]
+            workers.append(self._worker(wanted.command(), wanted.journal))
+        run_workers("recording demonstrations", workers, size.episodes, self._console, count=_successes)
+        recorded = [entry for worker in workers for entry in read_journal(worker.journal)]
         steps = sum(int(entry["steps"]) for entry in recorded if entry["success"])
         self._console.print(f"{size.episodes} episodes, {steps} steps in {self._plan.data_root}")
 
@@ -104,70 +88,65 @@ class Demo:
             *("--output-dir", str(plan.output_dir), "--seed", str(plan.seed)),
         ]
         if not plan.before.is_dir():
-            self._command([*common, "--experiment-name", plan.before.parent.name, "--max-steps", "0"])
+            run_command_line([*common, "--experiment-name", plan.before.parent.name, "--max-steps", "0"], self._console)
         if not (plan.experiment / "checkpoint-final").is_dir():
             resume = ["--resume-from-checkpoint", "latest"] if list(plan.experiment.glob("checkpoint-*")) else []
             steps = ["--max-steps", str(plan.size.train_steps)]
-            self._command([*common, "--experiment-name", plan.experiment.name, *steps, *resume])
+            run_command_line([*common, "--experiment-name", plan.experiment.name, *steps, *resume], self._console)
 
     def _merge(self) -> None:
         plan = self._plan
         if not plan.merged.is_dir():
-            self._command(
+            run_command_line(
                 [
                     *("-m", "crane_x7_vla.scripts.merge_lora", "--base_model", str(plan.base)),
                     *("--adapter_path", str(plan.experiment / "checkpoint-final" / "lora_adapters")),
                     *("--output_path", str(plan.merged)),
-                ]
+                ],
+                self._console,
             )
 
     def _try(self) -> list[Score]:
         """The fine-tuned policy, and what it is compared with, each by the same nodes."""
         size = self._plan.size
-        experiments = (
-            (FINE_TUNED, self._plan.merged, size.trials, []),
-            (BEFORE, self._plan.before, size.control_trials, []),
-            (ELSEWHERE, self._plan.merged, size.control_trials, ["--draw-elsewhere"]),
-        )
-        return [self._experiment(name, model, trials, more) for name, model, trials, more in experiments]
+        return [
+            self._experiment(FINE_TUNED, self._plan.merged, size.trials),
+            self._experiment(BEFORE, self._plan.before, size.control_trials),
+            self._experiment(ELSEWHERE, self._plan.merged, size.control_trials, draw_elsewhere=True),
+        ]
 
-    def _experiment(self, name: str, model: Path, trials: int, more: Sequence[str]) -> Score:
-        output = self._trials_folder(name)
-        first, workers = self._plan.first_trial_seed, self._plan.size.workers
-        commands, journals = [], []
-        for worker, episodes in enumerate(_shares(trials, workers)):
-            seed = first + worker
-            journals.append(output / f"trials-{seed}-{workers}.jsonl")
-            commands.append(
-                [
-                    *("-m", "crane_x7_bringup.demo.trials", "--model", str(model), "--instruction", INSTRUCTION),
-                    *("--episodes", str(episodes), "--first-seed", str(seed), "--stride", str(workers)),
-                    *("--output", str(output), *more),
-                ]
+    def _experiment(self, name: str, model: Path, trials: int, *, draw_elsewhere: bool = False) -> Score:
+        size, workers = self._plan.size, []
+        for number, episodes in enumerate(_shares(trials, size.workers)):
+            wanted = Trials(
+                model=model,
+                instruction=INSTRUCTION,
+                episodes=episodes,
+                first_seed=self._plan.first_trial_seed + number,
+                stride=size.workers,
+                draw_elsewhere=draw_elsewhere,
+                output=self._trials_folder(name),
             )
-        self._work(f"trying: {name}", commands, journals, trials, count=len)
-        entries = [entry for journal in journals for entry in read_journal(journal)]
-        successes = _successes(entries)
-        low, high = wilson_interval(successes, len(entries))
-        steps = [int(entry["steps"]) for entry in entries if entry["success"]]
-        self._console.print(f"{name}: {successes} of {len(entries)}")
-        return Score(
-            name=name,
-            successes=successes,
-            trials=len(entries),
-            low=low,
-            high=high,
-            mean_steps=float(np.mean(steps)) if steps else None,
-        )
+            wanted.begin()
+            workers.append(self._worker(wanted.command(), wanted.journal))
+        run_workers(f"trying: {name}", workers, trials, self._console, count=len)
+        entries = [entry for worker in workers for entry in read_journal(worker.journal)]
+        score = Score.of(name, entries, goals=size.goals)
+        self._console.print(f"{name}: {score.successes} of {score.trials}")
+        return score
 
-    def _report(self, scores: Sequence[Score]) -> Path:
+    def _worker(self, arguments: Sequence[str], journal: Path) -> Worker:
+        return Worker(arguments, journal, self._logs / f"{journal.stem}.txt")
+
+    def _report(self, scores: Sequence[Score]) -> None:
         plan = self._plan
         table = Table(title=f"“{INSTRUCTION}” on starts never seen")
-        for column in ("policy", "success", "rate", "95 % interval"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+        for column in ("policy", "success", "rate", "95 % interval", "held", "goal"):
+            table.add_column(column, justify="left" if column in ("policy", "goal") else "right")
         for score in scores:
             interval = f"{score.low:.0%} to {score.high:.0%}"
-            table.add_row(score.name, f"{score.successes} of {score.trials}", f"{score.rate:.0%}", interval)
+            success = f"{score.successes} of {score.trials}"
+            table.add_row(score.name, success, f"{score.rate:.0%}", interval, str(score.holds), score.verdict)
         page = write_report(
             plan.work,
             title="CRANE-X7: from demonstration to motion",
@@ -180,7 +159,7 @@ class Demo:
                 "training run": plan.experiment.resolve(),
                 "merged model": plan.merged.resolve(),
                 "base model": plan.base.resolve(),
-                "logs of the nodes": (plan.work / "log").resolve(),
+                "logs of the nodes": self._logs.resolve(),
             },
             durations=self._durations(),
         )
@@ -189,7 +168,9 @@ class Demo:
         )
         self._console.print(table)
         self._console.print(f"recordings: {plan.data_root}\nmerged model: {plan.merged}\nreport: {page.resolve()}")
-        return page
+        if plan.size.goals:
+            missed = [score.name for score in scores if score.missed]
+            self._console.print(f"goals missed: {', '.join(missed)}" if missed else "goals met")
 
     def _strips(self) -> list[Strip]:
         """A few successes and failures of the fine-tuned policy, and what it does when the cube is drawn elsewhere."""
@@ -211,89 +192,6 @@ class Demo:
                     )
                 )
         return strips
-
-    # -- running commands ---------------------------------------------------------------------------------------------
-
-    def _command(self, arguments: Sequence[str]) -> None:
-        """Run a command of the suite as a user would, its output in the terminal."""
-        self._show(arguments)
-        # In a session of its own: Ctrl-C comes to this process alone, which gives the command time to save.
-        process = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.wait(_PATIENCE_S)
-            raise
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
-            raise StageFailedError(f"{arguments[1]} ended with exit code {code}; its last lines above say why", code)
-
-    def _show(self, arguments: Sequence[str]) -> None:
-        """Print a command as it could be typed."""
-        line = f"$ python {shlex.join(arguments)}"
-        self._console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
-
-    def _work(
-        self,
-        what: str,
-        commands: Sequence[Sequence[str]],
-        journals: Sequence[Path],
-        total: int,
-        *,
-        count: Callable[[Sequence[Entry]], int],
-    ) -> None:
-        """Run workers side by side until all have ended, with a progress bar from their journals."""
-        done = sum(count(read_journal(journal)) for journal in journals)
-        if done >= total:
-            self._console.print(f"{what}: done before ({done})")
-            return
-        logs = [(self._plan.work / "log" / f"{journal.stem}.txt") for journal in journals]
-        processes: list[subprocess.Popen[bytes]] = []
-        failed: list[subprocess.Popen[bytes]] = []
-        for command in commands:
-            self._show(command)
-        try:
-            for command, log in zip(commands, logs, strict=True):
-                log.parent.mkdir(parents=True, exist_ok=True)
-                with log.open("wb") as file:
-                    processes.append(
-                        subprocess.Popen(
-                            [sys.executable, *command],
-                            stdin=subprocess.DEVNULL,
-                            stdout=file,
-                            stderr=subprocess.STDOUT,
-                            start_new_session=True,  # Ctrl-C comes to this process alone, which ends them in order
-                        )
-                    )
-            with _progress(self._console) as progress:
-                bar = progress.add_task(what, total=total)
-                while True:
-                    running = [process for process in processes if process.poll() is None]
-                    progress.update(bar, completed=sum(count(read_journal(journal)) for journal in journals))
-                    failed = [process for process in processes if process.returncode]
-                    if failed or not running:
-                        break
-                    time.sleep(_POLL_S)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.terminate()
-            for process in processes:
-                process.wait()
-        # Those that were stopped because another failed are not to blame.
-        for process, log in zip(processes, logs, strict=True):
-            if process in failed:
-                lines = log.read_text(errors="replace").strip().splitlines()
-                raise StageFailedError(
-                    f"{what}: {lines[-1] if lines else 'no message'} (log: {log})", process.returncode
-                )
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -319,14 +217,16 @@ class Demo:
 
     def _forget(self) -> None:
         """Remove what earlier runs of this plan made, and nothing else."""
-        self._check_recordings()
         plan = self._plan
         for episode in self._episodes():
             shutil.rmtree(episode.parent, ignore_errors=True)
         for worker in range(plan.size.workers):
             self._recording_journal(worker).unlink(missing_ok=True)
-        for folder in (plan.work, plan.experiment, plan.before.parent, plan.merged):
+        # The folder of the report itself stays, as it is locked.
+        inside = [path for path in plan.work.iterdir() if path.is_dir()]
+        for folder in (*inside, plan.experiment, plan.before.parent, plan.merged):
             shutil.rmtree(folder, ignore_errors=True)
+        self._times.unlink(missing_ok=True)
 
     def _recording_journal(self, worker: int) -> Path:
         return self._plan.data_root / f"demo-{worker}.jsonl"
@@ -357,14 +257,3 @@ def _shares(total: int, workers: int) -> list[int]:
 
 def _successes(entries: Sequence[Entry]) -> int:
     return sum(bool(entry["success"]) for entry in entries)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

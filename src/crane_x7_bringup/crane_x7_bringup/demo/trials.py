@@ -6,18 +6,21 @@ python -m crane_x7_bringup.demo.trials --model outputs/demo_merged --episodes 10
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from sensor_msgs.msg import Image
 
-from crane_x7_bringup.demo.journal import append_entry, read_journal
+from crane_x7_bringup.demo.journal import Entry, append_entry, begin_journal, read_journal
 from crane_x7_bringup.demo.worker import run_worker, running
 from crane_x7_bringup.profiles import INSTRUCTION, configured, find_profile
-from crane_x7_bringup.session import Session
+from crane_x7_bringup.session import Json, Session
 from crane_x7_vla.data.episode import encode_jpeg
+from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.nodes.messages import image_to_rgb, sensor_qos, stamp_ns
 from lift.nodes.topics import camera_topic
 
@@ -25,11 +28,15 @@ FRAMES = 7
 FIRST_SEED = 1_000_000
 """Far from the seeds of demonstrations, so that every start is new."""
 
+# A large model takes minutes to load; a node that fails meanwhile is noticed at once.
+_LOADING_S = 900.0
+_PART_OF_A_MODEL = (".json", ".safetensors", ".yaml")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trials:
-    """model: a merged directory or a checkpoint. draw_elsewhere: show the object where it is not. frames: folder that
-    gets a strip of pictures per trial. journal: one line per trial. log_dir: gets the nodes' logs."""
+    """model: a merged directory or a checkpoint. first_seed, stride: the starts. draw_elsewhere: show the object where
+    it is not. output: gets a journal with one line per trial, a strip of pictures per trial, and the nodes' logs."""
 
     model: Path
     instruction: str
@@ -37,17 +44,55 @@ class Trials:
     first_seed: int
     stride: int
     draw_elsewhere: bool
-    journal: Path
-    frames: Path
-    log_dir: Path
+    output: Path
+
+    @property
+    def journal(self) -> Path:
+        """One line per finished trial."""
+        return self.output / f"trials-{self.first_seed}-{self.stride}.jsonl"
+
+    def command(self) -> list[str]:
+        """``python …`` with this does these trials."""
+        return [
+            *("-m", "crane_x7_bringup.demo.trials", "--model", str(self.model), "--instruction", self.instruction),
+            *("--episodes", str(self.episodes), "--first-seed", str(self.first_seed), "--stride", str(self.stride)),
+            *("--output", str(self.output), *(["--draw-elsewhere"] if self.draw_elsewhere else [])),
+        ]
+
+    def begin(self) -> list[Entry]:
+        """What has been done already of these trials, with this very model."""
+        subject = {
+            "model": fingerprint(self.model),
+            "instruction": self.instruction,
+            "draw_elsewhere": self.draw_elsewhere,
+        }
+        begin_journal(self.journal, subject)
+        return read_journal(self.journal)
+
+
+def fingerprint(model: Path) -> str:
+    """Of the names and contents of a model's config files and weights; raises CheckpointError when there are none."""
+    files = sorted(path for path in model.rglob("*") if path.suffix in _PART_OF_A_MODEL and path.is_file())
+    if not files:
+        raise CheckpointError(f"{model} holds no model; expected a merged model or a checkpoint-N directory")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(model)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 class _Film:
     """The primary camera's pictures of the present episode."""
 
     def __init__(self, session: Session) -> None:
+        topic = camera_topic("primary")
         self._messages: list[Image] = []
-        session.subscribe(Image, camera_topic("primary"), self._messages.append, sensor_qos(lockstep=True))
+        session.subscribe(Image, topic, self._messages.append, sensor_qos(lockstep=True))
+        # The policy and this film: an episode that began before would lack its first pictures.
+        session.wait_connected(topic, subscribers=2)
 
     def strip(self, begin_ns: int) -> np.ndarray:
         """uint8 [H, FRAMES * W, 3]: pictures evenly spaced over the episode that began at ``begin_ns``."""
@@ -61,12 +106,13 @@ class _Film:
 
 def run_trials(wanted: Trials) -> None:
     """One trial a seed; those that the journal has are not repeated."""
-    done = {int(entry["seed"]) for entry in read_journal(wanted.journal)}
+    done = {int(entry["seed"]) for entry in wanted.begin()}
     seeds = [wanted.first_seed + i * wanted.stride for i in range(wanted.episodes)]
     seeds = [seed for seed in seeds if seed not in done]
     if not seeds:
         return
-    wanted.frames.mkdir(parents=True, exist_ok=True)
+    frames = wanted.output / "frames"
+    frames.mkdir(parents=True, exist_ok=True)
     nodes = configured(
         find_profile("vla-sim"),
         [
@@ -77,16 +123,33 @@ def run_trials(wanted: Trials) -> None:
             "device:=cpu",
         ],
     )
-    with running(nodes, wanted.log_dir) as session:
-        session.status("vla_inference")
+    with running(nodes, wanted.output / f"log-{wanted.first_seed}") as session:
+        session.status("vla_inference", timeout=_LOADING_S)
         film = _Film(session)
+        held = 0
         for seed in seeds:
             begin = session.reset_simulator(seed)
             end = session.wait_episode_end()
-            strip = wanted.frames / f"{seed}.jpg"
+            # The status comes once a second; what it says too late is counted with the next trial.
+            last = end["stamp"] if seed == seeds[-1] else 0.0
+            status = session.wait_status("vla_inference", partial(_reaches, last), "the policy's last status")
+            holds = status["counts"]["holds"]
+            strip = frames / f"{seed}.jpg"
             strip.write_bytes(encode_jpeg(film.strip(begin)))
-            entry = {"seed": seed, "success": bool(end["success"]), "steps": end["steps"], "strip": str(strip)}
+            entry = {
+                "seed": seed,
+                "success": bool(end["success"]),
+                "steps": end["steps"],
+                "holds": holds - held,
+                "strip": str(strip),
+            }
+            held = holds
             append_entry(wanted.journal, entry)
+
+
+def _reaches(stamp: float, status: Json) -> bool:
+    """Whether the status of the inference node tells of the instant ``stamp``."""
+    return status["stamp"] is not None and status["stamp"] >= stamp
 
 
 def main() -> int:
@@ -102,17 +165,7 @@ def main() -> int:
     parser.add_argument("--draw-elsewhere", action="store_true", help="show the object where it is not")
     parser.add_argument("--output", type=Path, default=Path("outputs/trials"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    wanted = Trials(
-        model=arguments.model,
-        instruction=arguments.instruction,
-        episodes=arguments.episodes,
-        first_seed=arguments.first_seed,
-        stride=arguments.stride,
-        draw_elsewhere=arguments.draw_elsewhere,
-        journal=arguments.output / f"trials-{arguments.first_seed}-{arguments.stride}.jsonl",
-        frames=arguments.output / "frames",
-        log_dir=arguments.output / f"log-{arguments.first_seed}",
-    )
+    wanted = Trials(**vars(arguments))
     return run_worker(lambda: run_trials(wanted))
 
 

@@ -1,9 +1,7 @@
-"""What the demo's two kinds of worker share: a domain and nodes of their own, a journal, and a clean end."""
+"""What the demo's two kinds of worker share: a domain and nodes of their own, and a clean end."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,36 +9,32 @@ from pathlib import Path
 
 from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.session import Session
+from crane_x7_bringup.signals import interrupt_on_ending_signals
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
-from crane_x7_vla.errors import USER_ERRORS
-
-INTERRUPTED = 130
+from crane_x7_vla.command import USER_ERROR, run_command
 
 
 @contextmanager
 def running(nodes: Sequence[NodeSpec], log_dir: Path) -> Iterator[Session]:
-    """The nodes in a domain of their own, and a session with them; all end together with this process's parent."""
-    parent = os.getppid()
-    with take_domain() as domain, Supervisor(nodes, domain=domain.number, log_dir=log_dir) as supervisor:
-
-        def watch() -> None:
-            supervisor.check()
-            if os.getppid() != parent:
-                raise KeyboardInterrupt
-
-        with Session(domain.number, watch=watch) as session:
-            yield session
+    """The nodes in a domain of their own, and a session with them."""
+    with (
+        take_domain() as domain,
+        Supervisor(nodes, domain=domain.number, log_dir=log_dir) as supervisor,
+        Session(domain.number, watch=supervisor.check) as session,
+    ):
+        yield session
 
 
 def run_worker(work: Callable[[], None]) -> int:
-    """Exit code of ``work``: 0, 2 with one line for what the user can mend, 130 when interrupted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        work()
-    except (*USER_ERRORS, NodeEndedError, TimeoutError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.code if isinstance(error, NodeEndedError) and error.code else 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+    """Exit code of ``work``, as of every command; a node that has ended gives its own."""
+
+    def command() -> int:
+        try:
+            work()
+        except (NodeEndedError, TimeoutError) as error:
+            sys.stderr.write(f"error: {error}\n")
+            return error.code if isinstance(error, NodeEndedError) else USER_ERROR
+        return 0
+
+    interrupt_on_ending_signals()
+    return run_command(command)
