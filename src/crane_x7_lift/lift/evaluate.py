@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from crane_x7_vla.errors import USER_ERRORS, ConfigError
+from crane_x7_vla.command import run_command
+from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.policies.pilot import Answer, Pilot
 from crane_x7_vla.safety import SafetyLimits
 from crane_x7_vla.types import Observation
@@ -115,9 +116,10 @@ class Settings:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; expected 1 or more")
+        for name in ("episodes", "num_envs", "max_steps", "n_action_steps", "image_width", "image_height"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"{_flag(name)} is {number}; expected 1 or more")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; expected 0 or more")
         if self.model is None:
@@ -185,7 +187,7 @@ def evaluate(settings: Settings, console: Console) -> Score:
     """
     task = find_task(settings.env_id)
     if settings.output is not None:
-        _make_folder(settings.output.parent)
+        _check_writable(settings.output)
     policy: Policy | None = None
     cameras: tuple[CameraView, ...] = ()
     if settings.model is not None:
@@ -236,14 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     arguments = vars(_parser().parse_args(argv))
     arguments.pop("expert")
-    try:
+
+    def command() -> int:
         evaluate(Settings(**arguments), Console())
-    except USER_ERRORS as error:
-        _say(Console(stderr=True), f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return 0
+
+    return run_command(command)
 
 
 def _load(model: Path, device: str) -> Policy:
@@ -256,11 +256,16 @@ def _load(model: Path, device: str) -> Policy:
     return load_policy(model.expanduser(), device=device)
 
 
-def _make_folder(folder: Path) -> None:
+def _check_writable(output: Path) -> None:
+    """Raises ConfigError now for a file that could not be written when all episodes have been played."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        existed = output.exists()
+        output.open("ab").close()
+        if not existed:
+            output.unlink()
     except OSError as error:
-        raise ConfigError(f"--output: {folder} cannot be made ({error.strerror}); name another file") from error
+        raise ConfigError(f"--output: {output} cannot be written ({error.strerror}); name another file") from error
 
 
 def _play(env: Simulator, driver: Driver, seeds: Sequence[int], console: Console) -> list[EpisodeResult]:

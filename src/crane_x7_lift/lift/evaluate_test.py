@@ -253,7 +253,16 @@ def test_the_command_scores_a_model(model: Path, tmp_path: Path, capsys: pytest.
         (["--expert", "--draw-elsewhere"], "error: --draw-elsewhere changes nothing for the expert"),
         (["--expert", "--env-id", "Juggle"], "error: unknown environment 'Juggle'; known: PickUp-CRANE-X7"),
         (["--expert", "--control-hz", "30"], "error: control_hz is 30, but a control period"),
-        (["--expert", "--output", "/dev/null/a.json"], "error: --output: /dev/null cannot be made"),
+        (
+            ["--expert", "--output", "/dev/null/a.json"],
+            "error: --output: /dev/null/a.json cannot be written (File exists)",
+        ),
+        (
+            ["--expert", "--output", "/tmp"],
+            "error: --output: /tmp cannot be written (Is a directory); name another file",
+        ),
+        (["--model", "/nowhere", "--image-width", "0"], "error: --image-width is 0; expected 1 or more"),
+        (["--model", "/nowhere", "--n-action-steps", "0"], "error: --n-action-steps is 0; expected 1 or more"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(

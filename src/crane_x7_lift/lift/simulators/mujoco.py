@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.resources import files
 
@@ -15,6 +16,8 @@ from lift.rendering import INSTALL_HINT
 from lift.tasks.judge import Judge
 from lift.tasks.pick_up import COLOURS, Cube, Task
 
+logger = logging.getLogger(__name__)
+
 # Targets are interpolated in pieces of this many physics steps: 10 ms, fine against the servos' response.
 _PIECE = 5
 # Physics steps that let the arm and the object come to rest at a reset.
@@ -27,8 +30,16 @@ _ELSEWHERE = 0.05
 
 
 def scene_spec() -> mujoco.MjSpec:
-    """Arm, table and cameras, without objects."""
+    """Arm, table and cameras, without objects.
+
+    What MuJoCo warns of is logged from now on; by itself it writes MUJOCO_LOG.TXT into the working directory.
+    """
+    mujoco.set_mju_user_warning(_log_warning)
     return mujoco.MjSpec.from_file(str(files("lift") / "assets" / "table.xml"))
+
+
+def _log_warning(text: str) -> None:
+    logger.warning("%s", " ".join(text.split()))
 
 
 def add_cube(spec: mujoco.MjSpec, cube: Cube) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -142,8 +143,11 @@ def test_a_cube_off_the_table_ends_the_episode_without_success() -> None:
         assert result.reward[0] == 0.0
 
 
-def test_physics_that_diverges_is_an_error() -> None:
-    """MuJoCo would go on from its own initial pose as if nothing had happened."""
+def test_physics_that_diverges_is_an_error_and_what_mujoco_says_of_it_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MuJoCo would go on from its own initial pose as if nothing had happened, but for a file where one works."""
+    monkeypatch.chdir(tmp_path)
     with closing(make(cameras=())) as env:
         (observation,) = env.reset(np.array([1]))
         env._data[0].joint("cube").qvel[0] = np.nan
@@ -151,3 +155,5 @@ def test_physics_that_diverges_is_an_error() -> None:
             env.step(observation.state[None])
         env.reset(np.array([1]))
         env.step(observation.state[None])
+    assert "Nan, Inf or huge value in QVEL" in caplog.text
+    assert list(tmp_path.iterdir()) == []
