@@ -1,6 +1,6 @@
 """Decoder stack of the language models (Llama; Qwen2 by ``qkv_bias`` and grouped keys), with Hugging Face's names.
 
-The caller gives embeddings, positions and the attention mask, so one stack serves causal and bidirectional models. A
+The caller gives embeddings and the attention mask, so one stack serves causal and bidirectional models. A
 layer is split into ``project`` and ``finish`` around ``attend``: a key-value cache, or a second stream that shares the
 attention, goes between the two.
 """
@@ -135,12 +135,10 @@ class Decoder(nn.Module):
         *,
         mask: Bool[Tensor, "b 1 #n k"] | None = None,
         causal: bool = False,
-        positions: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """mask: True where a query may look; None: every token sees every other (if ``causal``, those before it).
-        Give no mask when nothing is padded: attention then runs on the fastest kernel. positions: default 0 .. n-1."""
-        if positions is None:
-            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        Give no mask when nothing is padded: attention then runs on the fastest kernel. Padding has positions too."""
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotary = rotary_table(positions, self.config, embeddings.dtype)
         x = embeddings
         for layer in self.layers:

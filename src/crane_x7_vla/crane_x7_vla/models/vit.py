@@ -1,7 +1,8 @@
 """Vision transformer of the Prismatic family: DINOv2 with registers, and SigLIP.
 
 Parameter names are those of the published OpenVLA checkpoints (timm's, with ``scale_factor`` for LayerScale), so
-loading is ``load_state_dict``. Blocks, final norm and pooling that the family never uses are not built.
+loading is ``load_state_dict``. The last block, the final norm and the pooling, which the family never uses, are not
+built.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ class ViTConfig:
     blocks: how many are run; Prismatic takes the features of the second last of ``timm`` depth, so depth - 1.
     registers: tokens after the class token; class and register tokens get no position and are dropped at the end.
     layer_scale: initial value, None for no LayerScale.
-    tanh_gelu: PaliGemma's SigLIP uses the tanh approximation, timm the exact function.
-    final_norm: apply a LayerNorm to the features (PaliGemma), where Prismatic takes them bare.
     film_width: width of the language vector that modulates every block (OpenVLA-OFT+), None without FiLM.
     """
 
@@ -37,8 +36,6 @@ class ViTConfig:
     class_token: bool = False
     registers: int = 0
     layer_scale: float | None = None
-    tanh_gelu: bool = False
-    final_norm: bool = False
     film_width: int | None = None
     norm_eps: float = 1e-6
 
@@ -93,10 +90,9 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
-        self.approximate = "tanh" if config.tanh_gelu else "none"
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LayerScale(nn.Module):
@@ -151,8 +147,6 @@ class VisionTransformer(nn.Module):
         if config.registers:
             self.reg_token = nn.Parameter(torch.randn(1, config.registers, config.width) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        if config.final_norm:
-            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(
         self, pixels: Float[Tensor, "b 3 h w"], language: Float[Tensor, "b d"] | None = None
@@ -170,8 +164,7 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, language, use_reentrant=False)
             else:
                 x = block(x, language)
-        x = x[:, self.prefix_tokens :]
-        return self.norm(x) if self.config.final_norm else x
+        return x[:, self.prefix_tokens :]
 
 
 def sine_cosine_positions(grid: int, width: int) -> Float[Tensor, "1 n c"]:
