@@ -2,7 +2,7 @@
 """Statistics of a data set that states and actions are normalised with, and the fingerprint of what they describe.
 
 The file ``dataset_statistics.json`` has the shape of OpenVLA's: one entry per data set with ``action`` and ``proprio``.
-Action statistics are in the units the model is trained on (see ``action_rows``), states in rad.
+Action statistics are in the units the model is trained on (``transforms.action.action_rows``), states in rad.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.robot import RobotSpec
 
 FILE_NAME = "dataset_statistics.json"
 DATASET_NAME = "crane_x7"
@@ -104,25 +103,6 @@ def compute_statistics(
         num_trajectories=num_trajectories,
         fingerprint=fingerprint,
     )
-
-
-def action_rows(
-    state: np.ndarray, action: np.ndarray, *, robot: RobotSpec, horizon: int, action_form: str
-) -> np.ndarray:
-    """Every row of every chunk of one episode in the form the model is trained on.
-
-    state: [N, S] rad. action: [N, A] rad, absolute. Rows past the episode's end are left out.
-    relative: joints minus the state of the chunk's observation, gripper absolute. Returns float32 [M, A].
-    """
-    if action_form == "absolute":
-        offsets = np.zeros_like(state)
-    elif action_form == "relative":
-        offsets = state.copy()
-        offsets[:, robot.gripper_index] = 0.0
-    else:
-        raise ValueError(f"action_form is {action_form!r}; expected relative or absolute")
-    rows = [action[k:] - offsets[: len(action) - k] for k in range(min(horizon, len(action)))]
-    return np.concatenate(rows).astype(np.float32)
 
 
 def fingerprint_episodes(paths: Sequence[Path], root: Path) -> str:

@@ -10,7 +10,6 @@ import pytest
 
 from crane_x7_vla.data.statistics import (
     NormStats,
-    action_rows,
     compute_statistics,
     fingerprint_episodes,
     from_json,
@@ -19,7 +18,6 @@ from crane_x7_vla.data.statistics import (
     to_json,
 )
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.robot import CRANE_X7
 
 RNG = np.random.default_rng(0)
 
@@ -54,28 +52,6 @@ def test_json_round_trip_is_exact_and_has_the_published_shape() -> None:
     for name in ("mean", "std", "min", "max", "q01", "q99", "mask"):
         assert np.array_equal(getattr(after.action, name), getattr(before.action, name))
         assert np.array_equal(getattr(after.state, name), getattr(before.state, name))
-
-
-def test_relative_rows_are_offsets_from_the_state_of_their_own_observation() -> None:
-    state = RNG.normal(size=(5, 8)).astype(np.float32)
-    action = RNG.normal(size=(5, 8)).astype(np.float32)
-    rows = action_rows(state, action, robot=CRANE_X7, horizon=3, action_form="relative")
-    expected = []
-    for k in range(3):
-        for t in range(5 - k):
-            row = action[t + k] - state[t]
-            row[7] = action[t + k][7]  # the gripper stays absolute
-            expected.append(row)
-    np.testing.assert_array_equal(rows, np.stack(expected))
-    absolute = action_rows(state, action, robot=CRANE_X7, horizon=3, action_form="absolute")
-    np.testing.assert_array_equal(absolute, np.concatenate([action, action[1:], action[2:]]))
-
-
-def test_rows_of_an_episode_shorter_than_the_chunk() -> None:
-    one = np.ones((2, 8), dtype=np.float32)
-    assert len(action_rows(one, one, robot=CRANE_X7, horizon=8, action_form="relative")) == 3
-    with pytest.raises(ValueError, match="expected relative or absolute"):
-        action_rows(one, one, robot=CRANE_X7, horizon=8, action_form="delta")
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,13 @@ from crane_x7_vla.data.episode import list_episodes
 from crane_x7_vla.data.sampler import Draw, StepSampler
 from crane_x7_vla.data.statistics import (
     DatasetStatistics,
-    action_rows,
     compute_statistics,
     fingerprint_episodes,
     load_statistics,
 )
 from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.robot import RobotSpec, robot_spec
+from crane_x7_vla.transforms.action import action_rows
 from crane_x7_vla.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def prepare_data(config: VLAConfig) -> TrainingData:
     )
     num_workers = choose_workers(data, config.training.device)
     cache = data.cache_gb * 1e9 if num_workers == 0 else 0.0
-    cameras = [camera.name for camera in data.enabled_cameras]
+    cameras = [camera.name for camera in config.cameras]
     episodes = load_episodes(
         [*train_paths, *val_paths],
         robot=robot,
@@ -119,10 +119,13 @@ def find_episodes(root: Path) -> list[Path]:
 
 
 def fill_in(config: T, *, sizes: dict[str, tuple[int, int]], action_source: str) -> T:
-    """The config with what the data say in place of '0' and 'auto'. Raises DataError where a camera's size differs."""
+    """The config with what the data say in place of '0' and 'auto'. Raises DataError where a camera's size differs.
+
+    sizes: {camera: (width, height)} of the cameras that the model is fed with.
+    """
     cameras = list(config.data.cameras)
     for index, camera in enumerate(cameras):
-        if not camera.enabled:
+        if camera.name not in sizes:
             continue
         width, height = sizes[camera.name]
         if (camera.width or width, camera.height or height) != (width, height):
@@ -136,8 +139,8 @@ def fill_in(config: T, *, sizes: dict[str, tuple[int, int]], action_source: str)
 
 
 def camera_sizes(config: VLAConfig) -> dict[str, tuple[int, int]]:
-    """{camera: (width, height)} of the cameras the model sees, for a config of ``fill_in``."""
-    return {camera.name: (camera.width, camera.height) for camera in config.data.enabled_cameras}
+    """{camera: (width, height)} of the cameras the model is fed with, for a config of ``fill_in``."""
+    return {camera.name: (camera.width, camera.height) for camera in config.cameras}
 
 
 def choose_workers(data: DataConfig, device: str) -> int:
@@ -296,7 +299,13 @@ def _statistics(
     for state, action in train.trajectories():
         states.append(state)
         actions.append(
-            action_rows(state, action, robot=robot, horizon=config.action_horizon, action_form=config.action_form)
+            action_rows(
+                state,
+                action,
+                gripper_index=robot.gripper_index,
+                horizon=config.action_horizon,
+                action_form=config.action_form,
+            )
         )
     if not states:
         raise ConfigError("no training episodes")

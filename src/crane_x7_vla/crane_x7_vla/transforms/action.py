@@ -63,6 +63,25 @@ def absolute_from(offsets: np.ndarray, anchor: np.ndarray, gripper_index: int) -
     return offsets + _offset(anchor, gripper_index)
 
 
+def action_rows(
+    state: np.ndarray, action: np.ndarray, *, gripper_index: int, horizon: int, action_form: str
+) -> np.ndarray:
+    """Every row of every chunk of one episode in the form that a model is trained on, for the statistics of actions.
+
+    state: [N, S] rad. action: [N, A] rad, absolute. action_form: absolute, or relative to the state of the chunk's
+    observation. Rows past the episode's end are left out. Returns float32 [M, A].
+    """
+    if action_form not in ("relative", "absolute"):
+        raise ValueError(f"action_form is {action_form!r}; expected relative or absolute")
+    rows: list[np.ndarray] = []
+    for k in range(min(horizon, len(action))):
+        targets = action[k:]
+        if action_form == "relative":
+            targets = relative_to(targets[:, None], state[: len(targets)], gripper_index)[:, 0]
+        rows.append(targets)
+    return np.concatenate(rows).astype(np.float32)
+
+
 def _offset(anchor: np.ndarray, gripper_index: int) -> np.ndarray:
     offset = anchor.copy()
     offset[..., gripper_index] = 0

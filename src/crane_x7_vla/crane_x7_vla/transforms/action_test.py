@@ -12,6 +12,7 @@ from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.transforms.action import (
     Normalization,
     absolute_from,
+    action_rows,
     normalize,
     relative_to,
     unnormalize,
@@ -70,6 +71,28 @@ def test_relative_actions_leave_the_gripper_absolute_and_are_undone() -> None:
     np.testing.assert_array_equal(offsets[..., 7], actions[..., 7])
     np.testing.assert_allclose(offsets[1, 2, 0], actions[1, 2, 0] - state[1, 0], atol=1e-6)
     np.testing.assert_allclose(absolute_from(offsets, state, CRANE_X7.gripper_index), actions, atol=1e-6)
+
+
+def test_relative_rows_are_offsets_from_the_state_of_their_own_observation() -> None:
+    state = RNG.normal(size=(5, 8)).astype(np.float32)
+    action = RNG.normal(size=(5, 8)).astype(np.float32)
+    rows = action_rows(state, action, gripper_index=CRANE_X7.gripper_index, horizon=3, action_form="relative")
+    expected = []
+    for k in range(3):
+        for t in range(5 - k):
+            row = action[t + k] - state[t]
+            row[7] = action[t + k][7]  # the gripper stays absolute
+            expected.append(row)
+    np.testing.assert_array_equal(rows, np.stack(expected))
+    absolute = action_rows(state, action, gripper_index=CRANE_X7.gripper_index, horizon=3, action_form="absolute")
+    np.testing.assert_array_equal(absolute, np.concatenate([action, action[1:], action[2:]]))
+
+
+def test_rows_of_an_episode_shorter_than_the_chunk() -> None:
+    one = np.ones((2, 8), dtype=np.float32)
+    assert len(action_rows(one, one, gripper_index=CRANE_X7.gripper_index, horizon=8, action_form="relative")) == 3
+    with pytest.raises(ValueError, match="expected relative or absolute"):
+        action_rows(one, one, gripper_index=CRANE_X7.gripper_index, horizon=8, action_form="delta")
 
 
 def test_a_state_outside_the_data_is_clipped_only_when_asked(stats: NormStats) -> None:
