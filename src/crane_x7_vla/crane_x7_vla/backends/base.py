@@ -77,11 +77,15 @@ class Processor(Protocol):
 
 
 class Backend(Protocol):
-    """A VLA family. ``backend.processor`` belongs to it; ``config`` is its dataclass."""
+    """A VLA family. ``backend.processor`` belongs to it; ``config`` is its dataclass.
+
+    base: directory of the weights that ``build`` starts from, None where it starts from random ones.
+    """
 
     config: Any
     processor: Processor
     spec: ModelSpec
+    base: Path | None
 
     def build(self) -> nn.Module:
         """The model with the weights that the config names, strictly loaded; random ones only if it names none."""

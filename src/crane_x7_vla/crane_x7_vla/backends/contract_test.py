@@ -27,7 +27,7 @@ def observation(config: VLAConfig, *, instruction: str = "pick up the red cube",
     rng = np.random.default_rng(seed)
     state = rng.uniform(-0.3, 0.3, 8).astype(np.float32)
     return Observation(
-        images={c.name: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for c in config.data.enabled_cameras},
+        images={c.name: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for c in config.cameras},
         state=state,
         commanded=state + np.float32(0.05),
         instruction=instruction,
@@ -233,10 +233,15 @@ def test_the_same_seed_builds_the_same_model(config: VLAConfig, make: Make) -> N
 
 def test_a_missing_camera_is_named(config: VLAConfig, make: Make) -> None:
     processor, seen = make(config).processor, observation(config)
-    camera = config.data.enabled_cameras[-1].name
+    camera = config.cameras[-1].name
     images = {name: image for name, image in seen.images.items() if name != camera}
     with pytest.raises(DataError, match=f"no image of camera {camera}"):
         processor.encode(dataclasses.replace(seen, images=images))
+
+
+def test_an_instruction_without_end_is_refused(config: VLAConfig, make: Make) -> None:
+    with pytest.raises(DataError, match="the instruction has 100000 characters; expected a sentence of at most"):
+        make(config).processor.encode(observation(config, instruction="a" * 100_000))
 
 
 def test_a_camera_of_another_shape_than_in_training_names_both(config: VLAConfig, make: Make) -> None:

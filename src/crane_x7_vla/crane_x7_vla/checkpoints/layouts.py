@@ -34,32 +34,6 @@ WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
 _NAMED = 8
 _FINGERPRINT_VALUES = 64
-_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
-
-
-def resolve_model(model_id: str) -> Path:
-    """The directory of a base model: ``model_id`` itself, or the local copy of a Hugging Face repository.
-
-    Raises CheckpointError where there is no such directory and the hub does not give it.
-    """
-    path = Path(model_id).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or path.parent.is_dir():
-        raise CheckpointError(f"base model {model_id} is not a directory; name one with config.json and safetensors")
-    # Imported here: it loads an HTTP client, which models on disk do not need.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"base model {model_id} is no directory here and the Hugging Face hub did not give it "
-            f"({type(error).__name__}). Check the name and the network, log in with: hf auth login (a gated model also "
-            f"needs its licence accepted on its page), or download it elsewhere with: hf download {model_id} "
-            "--local-dir DIR and name DIR"
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,9 +61,16 @@ class Assets:
 def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
     published = read_json(directory / CONFIG_FILE)
-    read_json(directory / TOKENIZER_FILE)  # says which file is missing or cut off; the Rust side would not
-    tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+    tokenizer = _read_tokenizer(directory / TOKENIZER_FILE)
     return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    # What the Rust side raises says neither which file it was nor what to do.
+    model = read_json(path).get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise CheckpointError(f"{path} is not a tokenizer, its model has no vocab; copy the model again")
+    return Tokenizer.from_file(str(path))
 
 
 def _read_normalizations(directory: Path, towers: int) -> tuple[ChannelNormalization, ...]:
@@ -125,6 +106,11 @@ def weight_files(directory: Path) -> dict[str, Path]:
         table = read_json(index).get("weight_map")
         if not isinstance(table, dict):
             raise CheckpointError(f"{index} has no weight_map; copy the model again")
+        elsewhere = [name for name in table.values() if not isinstance(name, str) or Path(name).name != name]
+        if elsewhere:
+            raise CheckpointError(
+                f"{index} names {elsewhere[0]!r}, which is not a file beside it; copy the model again"
+            )
         files = {key: directory / name for key, name in table.items()}
         missing = sorted({path.name for path in files.values() if not path.is_file()})
         if missing:

@@ -125,6 +125,22 @@ def test_a_missing_shard_is_named(tmp_path: Path, published: dict[str, Tensor]) 
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/model.safetensors", "part/x.safetensors", 3])
+def test_shards_lie_beside_their_index(tmp_path: Path, name: object) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(CheckpointError, match=rf"index.json names {name!r}, which is not a file beside it"):
+        layouts.weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": {"type": "BPE"}}', '{"model": 3}'])
+def test_json_that_is_no_tokenizer_is_named(tmp_path: Path, text: str) -> None:
+    assets = layouts.Assets(architecture("tiny"), small_tokenizer(), layouts.default_normalizations(2))
+    layouts.write_model(tmp_path, tensors={"x": torch.zeros(1)}, assets=assets)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a tokenizer"):
+        layouts.read_assets(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
 def test_a_missing_or_cut_off_file_beside_the_weights_is_named(tmp_path: Path, name: str) -> None:
     config = architecture("tiny")
@@ -160,16 +176,6 @@ def test_the_fingerprint_depends_on_the_weights_and_not_on_their_order() -> None
     same = layouts.fingerprint(dict(reversed(tensors.items())))
     assert layouts.fingerprint(tensors) == same
     assert layouts.fingerprint({**tensors, "a": torch.ones(3, 3) + 1e-3}) != same
-
-
-@pytest.mark.parametrize("name", ["models/nowhere", "nowhere", "/nowhere/at/all"])
-def test_a_base_model_that_is_no_directory_is_an_error_without_asking_the_hub(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="is not a directory"):
-        layouts.resolve_model(name)
 
 
 def test_openvla_7b_has_the_published_number_of_parameters() -> None:

@@ -141,12 +141,15 @@ class FoldReport:
 def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, FoldReport]:
     """Add the adapters to the weights in float32 and store them as ``dtype`` (None: as the base has them).
 
+    What was trained in full stays in float32: it is small, rounding would take from all that was learnt there, and in
+    safetensors every weight has a type of its own.
     Storing W + BA in bfloat16 rounds to 8 bits of W, which swallows an update a thousandth of its size almost entirely;
     the report says how much was lost here. Returns the bare model; ``model`` is consumed.
     """
     assert isinstance(model, PeftModel)
     update = lost = weight = worst = 0.0
     worst_layer, layers = "", 0
+    trained_in_full = {name for name, _ in _fully_trained(model)}
     for name, layer in model.named_modules():
         if not isinstance(layer, Linear | Conv2d):
             continue
@@ -163,7 +166,11 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
         worst=worst,
         worst_layer=worst_layer,
     )
-    return (bare if dtype is None else bare.to(dtype)), report
+    if dtype is not None:
+        for name, parameter in bare.named_parameters():
+            if name not in trained_in_full:
+                parameter.data = parameter.data.to(dtype)
+    return bare, report
 
 
 @dataclass(frozen=True, slots=True)

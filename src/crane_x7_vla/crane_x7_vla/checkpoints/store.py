@@ -30,6 +30,7 @@ class CheckpointStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._newest: int | None = None
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints, ascending."""
@@ -73,6 +74,7 @@ class CheckpointStore:
         else:
             unfinished.rename(target)
         _sync(self.root)
+        self._newest = step
         return target
 
     def link(self, name: str, step: int) -> None:
@@ -90,10 +92,10 @@ class CheckpointStore:
         return int(match[1]) if match is not None else None
 
     def prune(self, keep_last: int) -> None:
-        """Remove all but the newest ``keep_last`` checkpoints and those linked to; 0 keeps all."""
-        linked = {self.linked(FINAL), self.linked(BEST)}
+        """Remove all but the newest ``keep_last``, those linked to and the one saved last; 0 keeps all."""
+        kept = {self.linked(FINAL), self.linked(BEST), self._newest}
         for step in self.steps()[:-keep_last] if keep_last else []:
-            if step not in linked:
+            if step not in kept:
                 shutil.rmtree(self.path(step))
                 logger.info("removed %s (keep_last %d)", self.path(step), keep_last)
 
@@ -103,10 +105,25 @@ class CheckpointStore:
             path = Path(name).resolve()
             if not path.is_dir():
                 raise CheckpointError(f"no checkpoint {name}{self._known()}")
+            refuse_experiment(path)
             return path
         if not self.steps():
             raise CheckpointError(f"no checkpoint under {self.root} to resume from; train without resuming first")
         return self.path(self.steps()[-1])
+
+    def check_newest(self, checkpoint: Path) -> None:
+        """Raise CheckpointError where there are checkpoints that a run going on from ``checkpoint`` does not follow.
+
+        'latest' and keep_last take the one with the highest number for the newest, whichever run it is of.
+        """
+        is_here = checkpoint.resolve().parent == self.root.resolve()
+        number = _NUMBERED.fullmatch(checkpoint.resolve().name) if is_here else None
+        others = [self.path(step) for step in self.steps() if number is None or step > int(number[1])]
+        if others:
+            raise CheckpointError(
+                f"{self.root} holds {', '.join(path.name for path in others)}, which a run going on from {checkpoint} "
+                f"does not follow; choose another --experiment-name, or remove them: rm -r {' '.join(map(str, others))}"
+            )
 
     def _clean_up(self) -> None:
         """Remove what a process that died left; a checkpoint that it was about to replace comes back."""
@@ -122,6 +139,15 @@ class CheckpointStore:
     def _known(self) -> str:
         names = ", ".join(str(self.path(step)) for step in self.steps())
         return f"; there are: {names}" if names else f"; there is none under {self.root} either"
+
+
+def refuse_experiment(directory: Path) -> None:
+    """Raise CheckpointError naming the newest checkpoint where ``directory`` is the folder above the checkpoints."""
+    store = CheckpointStore(directory)
+    if store.steps():
+        raise CheckpointError(
+            f"{directory} is the folder of an experiment; name one of its checkpoints: {store.path(store.steps()[-1])}"
+        )
 
 
 def sync_tree(folder: Path) -> None:

@@ -55,6 +55,27 @@ def test_pruning_keeps_the_newest_and_what_is_linked(tmp_path: Path) -> None:
     assert store.steps() == [2, 6]
 
 
+def test_pruning_keeps_what_was_saved_last_whatever_its_number(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (10, 20, 15):
+        store.save(step, write)
+    store.prune(1)
+    assert store.steps() == [15, 20]
+
+
+def test_checkpoints_that_a_resumed_run_does_not_follow_are_named_with_what_removes_them(tmp_path: Path) -> None:
+    store, other = CheckpointStore(tmp_path / "run"), CheckpointStore(tmp_path / "other")
+    for step in (500, 1000):
+        store.save(step, write)
+    store.check_newest(store.path(1000))
+    with pytest.raises(CheckpointError, match=r"run holds checkpoint-1000, .* rm -r .*run/checkpoint-1000$"):
+        store.check_newest(store.path(500))
+    other.check_newest(store.path(500))
+    other.save(100, write)
+    with pytest.raises(CheckpointError, match=r"other holds checkpoint-100, "):
+        other.check_newest(store.path(500))
+
+
 def test_resolving_names(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"no checkpoint under .*run to resume from"):
@@ -64,6 +85,8 @@ def test_resolving_names(tmp_path: Path) -> None:
     store.save(7, write)
     store.link(FINAL, 7)
     assert store.resolve("latest") == store.path(7)
+    with pytest.raises(CheckpointError, match=r"is the folder of an experiment; name one .*run/checkpoint-7$"):
+        store.resolve(str(store.root))
     assert store.resolve(str(store.root / FINAL)) == store.path(7).resolve()
     with pytest.raises(CheckpointError, match=r"no checkpoint elsewhere; there are: .*checkpoint-7"):
         store.resolve("elsewhere")

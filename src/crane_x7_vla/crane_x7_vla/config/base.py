@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from crane_x7_vla.data.step import PRIMARY_CAMERA as PRIMARY_NAME
 from crane_x7_vla.errors import ConfigError
 
 ActionForm = Literal["relative", "absolute"]
@@ -38,7 +39,7 @@ def require_choice(setting: str, value: str, choices: Sequence[str]) -> None:
 class CameraConfig:
     """A camera of the data set and of the robot. Its topic travels in the checkpoint to the inference node."""
 
-    name: str = "primary"
+    name: str = PRIMARY_NAME
     """Name of the camera in the data: 'primary' is observation/image, X is observation/image_X."""
     topic: str = ""
     """ROS topic of its images; empty: /camera/color/image_raw for 'primary', else /camera_NAME/color/image_raw."""
@@ -52,7 +53,7 @@ class CameraConfig:
     def __post_init__(self) -> None:
         require(bool(self.name), "data.cameras.name", self.name, "a camera name such as 'primary'")
         if not self.topic:
-            folder = "camera" if self.name == "primary" else f"camera_{self.name}"
+            folder = "camera" if self.name == PRIMARY_NAME else f"camera_{self.name}"
             object.__setattr__(self, "topic", f"/{folder}/color/image_raw")
         require(self.width >= 0, f"width of camera '{self.name}'", self.width, "pixels, or 0 for the recorded width")
         require(
@@ -60,7 +61,7 @@ class CameraConfig:
         )
 
 
-PRIMARY_CAMERA = CameraConfig(name="primary")
+PRIMARY_CAMERA = CameraConfig()
 WRIST_CAMERA = CameraConfig(name="wrist")
 
 
@@ -79,9 +80,9 @@ class DataConfig:
     shuffle: bool = True
     """Draw the training steps in random order."""
     num_workers: int | None = None
-    """Processes that read and encode data; none chooses 0 for data that fit in the cache, else up to 4."""
+    """Processes that read and encode data; none chooses 0 on a CPU, which training keeps busy, up to 4 with a GPU."""
     cache_gb: float = 2.0
-    """Recorded images are kept in memory, still compressed, up to this size in GB."""
+    """Recorded images are kept in memory, still compressed, up to this size in GB; only where num_workers is 0."""
     cameras: tuple[CameraConfig, ...] = (PRIMARY_CAMERA,)
     """Cameras of the data set, in the order the model sees them."""
     instruction: str | None = None
@@ -123,7 +124,7 @@ class DataConfig:
 
     @property
     def enabled_cameras(self) -> tuple[CameraConfig, ...]:
-        """The cameras the model sees, in order."""
+        """Those that a model may see, in order; ``VLAConfig.cameras`` says which it does."""
         return tuple(camera for camera in self.cameras if camera.enabled)
 
 
@@ -267,6 +268,11 @@ class VLAConfig:
             self.experiment_name,
             "a folder name",
         )
+
+    @property
+    def cameras(self) -> tuple[CameraConfig, ...]:
+        """Those that the model is fed with, in its order; all enabled ones unless a backend's config says less."""
+        return self.data.enabled_cameras
 
     @property
     def action_horizon(self) -> int:

@@ -16,6 +16,9 @@ from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.schema import build, convert, settings, to_plain, value_at
 from crane_x7_vla.errors import ConfigError
 
+CONFIG_NAME = "config.yaml"
+"""The effective config in the folder of a run, in each of its checkpoints and in merged models."""
+
 OTHER_SPELLINGS: Mapping[str, str] = {
     "training.save_steps": "training.save_interval",
     "training.grad_accumulation": "training.gradient_accumulation_steps",

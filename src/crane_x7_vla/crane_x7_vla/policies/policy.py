@@ -11,18 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
-from crane_x7_vla.checkpoints.adapters import ADAPTERS, base_model_of, is_adapter_folder
+from crane_x7_vla.backends.device import torch_device
+from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
-from crane_x7_vla.config.yaml import load_config
-from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
-from crane_x7_vla.data.statistics import load_statistics
 from crane_x7_vla.errors import USER_ERRORS, CheckpointError
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.types import ActionChunk, Observation
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +61,11 @@ class Policy(Protocol):
 
 
 class LocalPolicy:
-    """A backend and its model on a device of this machine."""
+    """A backend and its model on a device of this machine; on a CPU in float32, four bytes for each weight."""
 
     def __init__(self, backend: Backend, model: nn.Module, *, device: str = "cpu") -> None:
         config: VLAConfig = backend.config
-        self._device = _device(device)
+        self._device = torch_device(device)
         self._backend = backend
         # On a CPU float32 is as fast as anything; on a GPU the model runs at the precision it was trained at.
         precision = config.training.mixed_precision if self._device.type == "cuda" else "no"
@@ -124,50 +119,8 @@ def load_policy(directory: Path, *, device: str = "cpu") -> LocalPolicy:
     Raises CheckpointError "Failed to load VLA model: …" that names what is missing and what to type.
     """
     try:
-        return _load(Path(directory), device)
+        torch_device(device)  # before minutes of loading
+        backend, model = restore_backend(Path(directory))
+        return LocalPolicy(backend, model, device=device)
     except USER_ERRORS as error:
         raise CheckpointError(f"Failed to load VLA model: {error}") from error
-
-
-def _load(directory: Path, device: str) -> LocalPolicy:
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} does not exist; expected a merged model or a checkpoint-N directory")
-    if is_adapter_folder(directory):
-        raise CheckpointError(
-            f"{directory} holds LoRA adapters alone; merge first with: python -m crane_x7_vla.scripts.merge_lora "
-            f"--adapter_path {directory} --output_path {_merged_name(directory)} "
-            f"--base_model {base_model_of(directory) or 'BASE_MODEL'}"
-        )
-    _device(device)  # before minutes of loading
-    for name in (CONFIG_FILE, STATISTICS_FILE):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory} lacks {name}; expected a merged model or a checkpoint-N directory")
-    config = load_config(directory / CONFIG_FILE)
-    statistics = load_statistics(directory / STATISTICS_FILE)
-    complete = not (directory / ADAPTERS).is_dir()
-    backend: Backend = backend_class(config.backend)(
-        config,
-        robot=robot_spec(config.robot),
-        statistics=statistics,
-        directory=directory if complete else None,
-    )
-    return LocalPolicy(backend, backend.restore(directory), device=device)
-
-
-def _merged_name(adapters: Path) -> Path:
-    """outputs/NAME/checkpoint-N/lora_adapters -> outputs/NAME_merged, as in the documents."""
-    experiment = adapters.resolve().parent.parent
-    return experiment.with_name(f"{experiment.name}_merged")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CheckpointError(f"device is '{name}'; expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise CheckpointError(f"device is '{name}'; expected cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise CheckpointError(f"device {name} is not available: torch sees {count} GPU(s); use device cpu")
-    return device

@@ -116,9 +116,14 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_policy(tmp_path / "nowhere")
 
 
+def test_an_experiment_in_place_of_a_model_names_its_newest_checkpoint(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"experiment; name one of its checkpoints: {tiny_checkpoint}$"):
+        load_policy(tiny_checkpoint.parent)
+
+
 def test_a_gpu_that_is_not_there_is_said_before_loading(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(CheckpointError, match=r"torch sees 0 GPU\(s\); use device cpu"):
+    with pytest.raises(CheckpointError, match=r"torch .* sees 0 GPU\(s\); .*device:=cpu"):
         load_policy(tiny_checkpoint, device="cuda")
 
 

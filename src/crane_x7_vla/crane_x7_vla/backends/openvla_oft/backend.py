@@ -19,6 +19,7 @@ from crane_x7_vla.backends.openvla_oft.processor import OpenVLAOFTProcessor
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTERS
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
+from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
 from crane_x7_vla.errors import CheckpointError
@@ -45,8 +46,8 @@ class OpenVLAOFTBackend:
         self.config = config
         self._statistics = statistics
         if directory is None and settings.model_id is not None:
-            directory = layouts.resolve_model(settings.model_id)
-        self._base = directory
+            directory = resolve_model(settings.model_id)
+        self.base = directory
         self._base_fingerprint = ""  # known once the base is read
         self.assets = _random_assets(settings.architecture) if directory is None else layouts.read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
@@ -75,7 +76,7 @@ class OpenVLAOFTBackend:
 
         A peft model where ``use_lora``, else the bare model. Parameters that are to be trained have requires_grad.
         """
-        model = self._random_model() if self._base is None else self._from_base(self._base)
+        model = self._random_model() if self.base is None else self._from_base(self.base)
         if not self.config.openvla_oft.use_lora:
             model = model.float()  # every weight is trained, and bfloat16 would swallow small updates
         return self._prepare(model)
@@ -83,17 +84,16 @@ class OpenVLAOFTBackend:
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Mean absolute error over the rows of the normalised chunks that are not padding (OFT's L1 objective).
 
-        Metrics: action_l1_rad; clipped, the share of label entries at the ends of the range.
+        Metrics: action_l1_rad; with bounds_q99 also clipped, the share of label entries beyond the range.
         """
         labels, keep = batch["labels"], (~batch["is_pad"]).float()[..., None]
         error = (self._forward(model, batch).float() - labels).abs() * keep
         entries = keep.sum() * labels.shape[-1]
         scale = torch.from_numpy(self.processor.action_range.half_span).to(labels.device)
         with torch.no_grad():
-            metrics = {
-                "action_l1_rad": (error * scale).sum() / entries,
-                "clipped": ((labels.abs() >= 1).float() * keep).sum() / entries,
-            }
+            metrics = {"action_l1_rad": (error * scale).sum() / entries}
+            if self.config.openvla_oft.normalization == "bounds_q99":  # the processor clips no other labels
+                metrics["clipped"] = ((labels.abs() >= 1).float() * keep).sum() / entries
         return Loss(error.sum() / entries, metrics)
 
     def predict(
@@ -121,12 +121,12 @@ class OpenVLAOFTBackend:
         """What ``save`` or merge_lora wrote: adapters on the base model, or a whole model."""
         if not (directory / ADAPTERS).is_dir():
             return self._prepare(self._read(directory), adapters=False)
-        if self._base is None:
+        if self.base is None:
             raise CheckpointError(
                 f"{directory} holds adapters, but its config names no base model; restore it with the config.yaml "
                 "it was saved with"
             )
-        base = self._from_base(self._base, quiet=True)
+        base = self._from_base(self.base, quiet=True)
         model = _lora().restore_adapters(
             base, directory, trained=self._trained, base_fingerprint=self._base_fingerprint
         )
@@ -156,7 +156,7 @@ class OpenVLAOFTBackend:
     def _base_name(self) -> str:
         """What others can type to get the base model: an absolute path, or a Hugging Face id."""
         model_id = str(self.config.openvla_oft.model_id)
-        return str(self._base) if Path(model_id).expanduser().is_dir() else model_id
+        return str(local_model(model_id) or model_id)
 
     def _finish(self, model: nn.Module) -> nn.Module:
         for name, parameter in model.named_parameters():
@@ -185,10 +185,8 @@ class OpenVLAOFTBackend:
             torch.manual_seed(self.config.seed)
             fresh = new_components(self._trunk, self._head)
         for name, component in fresh.items():
-            part, from_where = _component_or_new(base, name, component)
+            part = _component_or_new(base, name, component, quiet=quiet)
             weights |= {f"{name}.{key}": value for key, value in part.items()}
-            if not quiet:
-                logger.info("%s: %s", name, from_where)
         return self._assign(model, weights)
 
     def _read(self, directory: Path) -> OpenVLAOFT:
@@ -238,21 +236,26 @@ def _random_assets(name: str) -> layouts.Assets:
     return layouts.Assets(published, small_tokenizer(), layouts.default_normalizations(towers))
 
 
-def _component_or_new(base: Path, name: str, fresh: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """Weights of a part from the base where it is there and fits, else those of ``fresh``; and which it was."""
+def _component_or_new(base: Path, name: str, fresh: nn.Module, *, quiet: bool) -> dict[str, Tensor]:
+    """Weights of a part from the base where it is there and fits, else those of ``fresh``. quiet: do not say which."""
     path = layouts.component_file(base, name)
-    if not path.is_file():
-        return fresh.state_dict(), f"new random weights, to be trained ({base} has none)"
-    shapes, expected = layouts.tensor_shapes(path), layouts.shapes_of(fresh)
-    if shapes != expected:
-        difference = _difference(shapes, expected)
-        return fresh.state_dict(), f"new random weights, to be trained (those of {path} differ: {difference})"
-    part = layouts.read_tensors(dict.fromkeys(shapes, path), expected, dead=None, source=path)
-    return part, f"weights of {path}"
+    shapes, expected = layouts.tensor_shapes(path) if path.is_file() else {}, layouts.shapes_of(fresh)
+    if shapes == expected:
+        if not quiet:
+            logger.info("%s: weights of %s", name, path)
+        return layouts.read_tensors(dict.fromkeys(shapes, path), expected, dead=None, source=path)
+    if shapes and not quiet:
+        logger.warning(
+            "%s of the base does not fit (%s: %s) and is left aside: it is trained anew, from random weights",
+            name, path, _difference(shapes, expected),
+        )  # fmt: skip
+    elif not quiet:
+        logger.info("%s: %s has none, so it is trained from random weights", name, base)
+    return fresh.state_dict()
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     for key, shape in expected.items():
         if found.get(key) != shape:
-            return f"{key}: {list(found[key])} for {list(shape)}" if key in found else f"no {key}"
-    return f"{len(found)} weights for {len(expected)}"
+            return f"{key} is {list(found[key])} instead of {list(shape)}" if key in found else f"it has no {key}"
+    return f"it has {len(found)} weights instead of {len(expected)}"

@@ -22,20 +22,6 @@ from crane_x7_vla.transforms.prompt import OPENVLA_PROMPT, PLACEHOLDER, SMALL_EM
 
 
 @dataclass(frozen=True, kw_only=True)
-class FiLMConfig:
-    """Feature-wise linear modulation of the vision towers by language."""
-
-    enabled: bool = False
-    """Modulate every block of the vision towers by the instruction; not implemented in this version."""
-
-    def __post_init__(self) -> None:
-        if self.enabled:
-            raise ConfigError(
-                "openvla_oft.film.enabled is true, but FiLM is not implemented in this version; set it to false"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProprioConfig:
     """The measured joint state as an input."""
 
@@ -144,8 +130,6 @@ class OpenVLAOFTSpecificConfig:
     """Token between prompt and actions; 29871 in the tokenizer of Llama."""
     stop_token_id: int = 2
     """Token after the actions."""
-    film: FiLMConfig = field(default_factory=FiLMConfig)
-    """Modulation of the vision towers by language."""
     proprio: ProprioConfig = field(default_factory=ProprioConfig)
     """The joint state as an input."""
     multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
@@ -226,7 +210,7 @@ class OpenVLAOFTConfig(VLAConfig):
 
     @property
     def cameras(self) -> tuple[CameraConfig, ...]:
-        """The cameras the model sees, in its order."""
+        """All enabled cameras with ``multi_image``, else the first of them."""
         return self.data.enabled_cameras if self.openvla_oft.multi_image.enabled else self.data.enabled_cameras[:1]
 
     @property

@@ -24,6 +24,8 @@ BOS_TOKEN_ID = 1
 # What the slots hold is zeroed by the model; the reference fills them with id 1 too (modeling_prismatic.py:734-755).
 _SLOT_TOKEN_ID = 1
 _PAD_TOKEN_ID = 0
+_LONGEST_INSTRUCTION = 1000  # characters; attention over what somebody pasted would take memory without end
+_KEPT_PROMPTS = 256
 
 
 class OpenVLAOFTProcessor:
@@ -157,7 +159,14 @@ class OpenVLAOFTProcessor:
 
     def _text(self, instruction: str) -> tuple[Tensor, Tensor]:
         """Token ids (prompt, empty token, slots, stop token) and the length of what precedes the slots."""
+        if len(instruction) > _LONGEST_INSTRUCTION:
+            raise DataError(
+                f"the instruction has {len(instruction)} characters; expected a sentence of at most "
+                f"{_LONGEST_INSTRUCTION}, such as: pick up the red cube"
+            )
         if instruction not in self._prompts:
+            if len(self._prompts) == _KEPT_PROMPTS:
+                self._prompts.clear()
             text = prompt_text(self._settings.prompt, instruction)
             prompt = [BOS_TOKEN_ID, *self._tokenizer.encode(text, add_special_tokens=False).ids]
             if prompt[-1] != self._settings.empty_token_id:

@@ -1,0 +1,57 @@
+"""A backend and its model from a directory that training or merging wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from crane_x7_vla.backends import backend_class
+from crane_x7_vla.backends.base import Backend
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, base_model_of, is_adapter_folder
+from crane_x7_vla.checkpoints.store import refuse_experiment
+from crane_x7_vla.config.base import VLAConfig
+from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
+from crane_x7_vla.data.statistics import load_statistics
+from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.robot import robot_spec
+
+
+def restore_backend(directory: Path, *, config: VLAConfig | None = None) -> tuple[Backend, nn.Module]:
+    """The backend and the model of a merged model or of a checkpoint-N, whose adapters go on their base model.
+
+    config: instead of the directory's config.yaml. Raises CheckpointError that names what is missing and what to type.
+    """
+    _check(directory)
+    if config is None:
+        config = load_config(directory / CONFIG_NAME)
+    has_adapters = (directory / ADAPTERS).is_dir()
+    backend: Backend = backend_class(config.backend)(
+        config,
+        robot=robot_spec(config.robot),
+        statistics=load_statistics(directory / STATISTICS_FILE),
+        directory=None if has_adapters else directory,
+    )
+    return backend, backend.restore(directory)
+
+
+def _check(directory: Path) -> None:
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} does not exist; expected a merged model or a checkpoint-N directory")
+    if is_adapter_folder(directory):
+        raise CheckpointError(
+            f"{directory} holds LoRA adapters alone; merge first with: python -m crane_x7_vla.scripts.merge_lora "
+            f"--adapter_path {directory} --output_path {_merged_name(directory)} "
+            f"--base_model {base_model_of(directory) or 'BASE_MODEL'}"
+        )
+    refuse_experiment(directory)
+    for name in (CONFIG_NAME, STATISTICS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory} lacks {name}; expected a merged model or a checkpoint-N directory")
+
+
+def _merged_name(adapters: Path) -> Path:
+    """outputs/NAME/checkpoint-N/lora_adapters -> outputs/NAME_merged, as in the documents."""
+    experiment = adapters.resolve().parent.parent
+    return experiment.with_name(f"{experiment.name}_merged")

@@ -1,0 +1,53 @@
+"""Where a base model lies: in a directory of this machine, or in a Hugging Face repository. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from crane_x7_vla.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+_SNAPSHOTS = "snapshots"
+
+
+def local_model(model_id: str) -> Path | None:
+    """The whole path of a ``model_id`` that is a directory here, None for the id of a Hugging Face repository.
+
+    Raises CheckpointError for a path that is not there: only NAME/NAME can be an id, and not where the folder NAME is.
+    """
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if not _HUB_ID.fullmatch(model_id) or path.parent.is_dir():
+        raise CheckpointError(f"base model {model_id} is not a directory; name one with config.json and safetensors")
+    return None
+
+
+def resolve_model(model_id: str) -> Path:
+    """The directory of a base model: ``model_id`` itself, or the local copy of a Hugging Face repository.
+
+    Raises CheckpointError where there is no such directory and the hub does not give it.
+    """
+    local = local_model(model_id)
+    if local is not None:
+        return local
+    # Imported here: it loads an HTTP client, which models on disk do not need.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"base model {model_id} is no directory here and the Hugging Face hub did not give it "
+            f"({type(error).__name__}). Check the name and the network, log in with: hf auth login (a gated model also "
+            f"needs its licence accepted on its page), or download it elsewhere with: hf download {model_id} "
+            "--local-dir DIR and name DIR"
+        ) from error
+
+
+def hub_revision(directory: Path) -> str | None:
+    """The commit of a repository whose local copy ``directory`` is (…/snapshots/COMMIT), None for other directories."""
+    return directory.name if directory.parent.name == _SNAPSHOTS else None
