@@ -13,26 +13,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crane_x7_vla.command import run_command
 from crane_x7_vla.data.statistics import FILE_NAME, to_json
-from crane_x7_vla.errors import USER_ERRORS
-from crane_x7_vla.training.arguments import parse_statistics
+from crane_x7_vla.training.arguments import ConfigCommand, parse_statistics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line for what the user can mend."""
+    """Exit code, see ``run_command``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        command = parse_statistics(sys.argv[1:] if argv is None else argv, environ=os.environ)
-        from crane_x7_vla.training.loading import prepare_data
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: write_statistics(parse_statistics(arguments, environ=os.environ)))
 
-        config = replace(command.config, data=replace(command.config.data, statistics_path=None))
-        text = to_json(prepare_data(config).statistics)
-        output = command.output or Path(config.data.data_root) / FILE_NAME
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def write_statistics(command: ConfigCommand) -> int:
+    """Compute the statistics of the command's training episodes and write them to its output."""
+    from crane_x7_vla.training.loading import prepare_data
+    from crane_x7_vla.training.preflight import check_file
+
+    config = replace(command.config, data=replace(command.config.data, statistics_path=None))
+    output = command.output or Path(config.data.data_root) / FILE_NAME
+    check_file(output, option="--output")
+    text = to_json(prepare_data(config).statistics)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
     print(f"wrote {output}; train with it: --statistics-path {output}")
     return 0
 

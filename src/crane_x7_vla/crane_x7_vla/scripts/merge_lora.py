@@ -19,18 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
+from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.checkpoints.adapters import ADAPTERS, is_adapter_folder
+from crane_x7_vla.checkpoints.base_model import local_model
 from crane_x7_vla.checkpoints.lora import FoldReport, fold
-from crane_x7_vla.checkpoints.store import sync_tree
+from crane_x7_vla.checkpoints.store import refuse_experiment, sync_tree
+from crane_x7_vla.command import run_command
 from crane_x7_vla.config.base import VLAConfig
-from crane_x7_vla.config.yaml import dump_config, load_config
+from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
-from crane_x7_vla.errors import USER_ERRORS, CheckpointError
-from crane_x7_vla.policies.policy import CONFIG_FILE, LocalPolicy, load_policy
+from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.policies.policy import LocalPolicy, load_policy
 from crane_x7_vla.robot import RobotSpec, robot_spec
+from crane_x7_vla.training.preflight import check_folder
 from crane_x7_vla.types import Observation
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,22 +44,18 @@ _MERGE_INFO = "merge_info.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line for what the user can mend."""
-    arguments = _parser().parse_args(argv)
-    try:
-        merge(
-            arguments.adapter_path,
-            arguments.output_path,
-            base_model=arguments.base_model,
-            dtype=arguments.dtype,
-            tolerance=arguments.tolerance,
-        )
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that must not be written to
-        print(f"error: cannot write {arguments.output_path}: {error}", file=sys.stderr)
-        return 2
+    """Exit code, see ``run_command``."""
+    return run_command(lambda: _run(_parser().parse_args(argv)), interrupted="interrupted; nothing was written")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    merge(
+        arguments.adapter_path,
+        arguments.output_path,
+        base_model=arguments.base_model,
+        dtype=arguments.dtype,
+        tolerance=arguments.tolerance,
+    )
     return 0
 
 
@@ -76,15 +75,17 @@ def merge(
     checkpoint = _checkpoint(adapter_path)
     if output_path.exists():
         raise CheckpointError(f"{output_path} exists already; remove it or choose another --output_path")
-    config = _with_base(load_config(_need(checkpoint, CONFIG_FILE)), base_model)
+    check_folder(output_path.parent, option="--output_path")
+    _tidy_up(output_path)
+    config = _with_base(load_config(_need(checkpoint, CONFIG_NAME)), base_model)
     statistics = load_statistics(_need(checkpoint, STATISTICS_FILE))
-    robot = robot_spec(config.robot)
 
-    print(f"[1/4] loading {checkpoint / ADAPTERS} on {base_model or _base_of(config)}")
-    backend: Backend = backend_class(config.backend)(config, robot=robot, statistics=statistics)
-    model = backend.restore(checkpoint)
+    print(f"[1/4] loading {checkpoint / ADAPTERS} on {_base_of(config)}")
+    backend, model = restore_backend(checkpoint, config=config)
     stored = next(value.dtype for name, value in model.named_parameters() if name.endswith("base_layer.weight"))
-    probes = _probes(config, robot, statistics, backend)
+    gigabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e9
+    print(f"      folding and comparing in float32 takes {gigabytes:.1f} GB of memory")
+    probes = _probes(config, robot_spec(config.robot), statistics, backend)
     expected = _actions(LocalPolicy(backend, model), probes)
 
     target = _DTYPES[dtype] or stored
@@ -94,20 +95,20 @@ def merge(
 
     print(f"[3/4] writing {output_path}")
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output_path.with_name(f".{output_path.name}.unfinished-{os.getpid()}")
+    unfinished = output_path.with_name(_unfinished_prefix(output_path) + str(os.getpid()))
     unfinished.mkdir()
     try:
         backend.save(merged, unfinished)
-        (unfinished / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+        (unfinished / CONFIG_NAME).write_text(dump_config(config), encoding="utf-8")
         shutil.copyfile(checkpoint / STATISTICS_FILE, unfinished / STATISTICS_FILE)
         del model, merged
 
         print("[4/4] comparing the actions of the merged directory with those of the adapters on the base")
         difference = float(np.abs(_actions(load_policy(unfinished), probes) - expected).max())
-        _check(difference, tolerance, dtype)
+        _check(difference, tolerance, target)
         information = {
             "adapter_path": str(checkpoint / ADAPTERS),
-            "base_model": base_model or _base_of(config),
+            "base_model": _base_of(config),
             "dtype": _name(target),
             "largest_action_difference_rad": difference,
             **dataclasses.asdict(report),
@@ -146,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=list(_DTYPES),
         default="auto",
-        help="how the weights are stored; auto: as the base has them. bfloat16 can round small updates away",
+        help="how the weights are stored; auto: as the base has them. bfloat16 can round small updates away. What was "
+        "trained in full, such as the action head, stays in float32",
     )
     parser.add_argument(
         "--tolerance",
@@ -160,12 +162,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checkpoint(adapter_path: Path) -> Path:
     """The checkpoint-N directory of either form of --adapter_path."""
+    refuse_experiment(adapter_path)
     adapters = adapter_path / ADAPTERS if (adapter_path / ADAPTERS).is_dir() else adapter_path
     if not is_adapter_folder(adapters):
         raise CheckpointError(
             f"{adapter_path} holds no LoRA adapters; expected outputs/EXPERIMENT/checkpoint-N/{ADAPTERS}"
         )
     return adapters.resolve().parent
+
+
+def _unfinished_prefix(output_path: Path) -> str:
+    return f".{output_path.name}.unfinished-"
+
+
+def _tidy_up(output_path: Path) -> None:
+    """Remove what merges to this name left that were killed."""
+    prefix = _unfinished_prefix(output_path)
+    for leftover in output_path.parent.glob(".*.unfinished-*"):
+        process = leftover.name.removeprefix(prefix)
+        if leftover.name.startswith(prefix) and process.isdecimal() and not _is_alive(int(process)):
+            shutil.rmtree(leftover)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _need(directory: Path, name: str) -> Path:
@@ -177,6 +203,7 @@ def _need(directory: Path, name: str) -> Path:
 def _with_base(config: VLAConfig, base_model: str | None) -> VLAConfig:
     if base_model is None:
         return config
+    base_model = str(local_model(base_model) or base_model)  # the merged config is read from other working directories
     block: Any = getattr(config, config.block)
     return dataclasses.replace(config, **{config.block: dataclasses.replace(block, model_id=base_model)})
 
@@ -222,16 +249,16 @@ def _print_report(report: FoldReport, dtype: torch.dtype) -> None:
         print("      that is much: --dtype float32 keeps all of it, at twice the size")
 
 
-def _check(difference: float, tolerance: float, dtype: str) -> None:
+def _check(difference: float, tolerance: float, dtype: torch.dtype) -> None:
     if not difference <= tolerance:
         remedy = (
-            "the base model is not the one these adapters were trained on"
-            if dtype == "float32"
-            else ("rounding swallowed the update; store it with: --dtype float32")
+            "float32 rounds too, so allow more if that is little: --tolerance"
+            if dtype == torch.float32
+            else f"rounding to {_name(dtype)} swallowed the update; store it with: --dtype float32"
         )
         raise CheckpointError(
             f"the merged model's actions differ from the adapters' by {difference:.2g} rad, more than the allowed "
-            f"{tolerance:g}; nothing was written. Probably {remedy}"
+            f"{tolerance:g}; nothing was written. {remedy[0].upper()}{remedy[1:]}"
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,10 @@ def test_bfloat16_halves_the_weights_and_says_what_it_loses(
     output = tmp_path / "merged"
     assert main(command(tiny_checkpoint, output, "--dtype", "bfloat16", "--tolerance", "0.1")) == 0
     assert {value.dtype for value in load_file(output / "model.safetensors").values()} == {torch.bfloat16}
+    trained = load_file(tiny_checkpoint / "modules.safetensors")
+    for part in ("action_head", "proprio_projector"):
+        for name, value in load_file(output / f"{part}.safetensors").items():
+            assert torch.equal(value, trained[f"{part}.{name}"]), name
     info = json.loads((output / "merge_info.json").read_text())
     assert 0 < info["error"] < 1
     assert f"loses {info['error']:.2%} of the change" in capsys.readouterr().out
@@ -74,7 +80,7 @@ def test_actions_that_differ_too_much_leave_nothing_behind(
 ) -> None:
     output = tmp_path / "merged"
     assert main(command(tiny_checkpoint, output, "--dtype", "bfloat16", "--tolerance", "1e-9")) == 2
-    assert "nothing was written" in capsys.readouterr().err
+    assert "nothing was written. Rounding to bfloat16 swallowed the update" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
@@ -85,9 +91,35 @@ def test_an_interrupted_merge_leaves_nothing_that_looks_whole(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(merge_lora, "sync_tree", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(tiny_checkpoint, tmp_path / "merged"))
+    assert main(command(tiny_checkpoint, tmp_path / "merged")) == 130
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next_of_that_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left = tmp_path / f".merged.unfinished-{ended.pid}"
+    at_work, of_another = tmp_path / f".merged.unfinished-{os.getppid()}", tmp_path / f".other.unfinished-{ended.pid}"
+    for folder in (left, at_work, of_another):
+        folder.mkdir()
+    assert main(command(tiny_checkpoint, tmp_path / "merged")) == 0
+    assert not left.exists()
+    assert at_work.is_dir()
+    assert of_another.is_dir()
+
+
+def test_the_remedy_for_actions_that_differ_is_that_of_the_type_they_are_stored_as(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_checkpoint, tmp_path / "merged", "--tolerance", "-1")) == 2
+    assert "float32 rounds too, so allow more if that is little: --tolerance" in capsys.readouterr().err.lower()
+
+
+def test_an_experiment_in_place_of_adapters_names_its_newest_checkpoint(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--adapter_path", str(tiny_checkpoint.parent), "--output_path", str(tmp_path / "merged")]) == 2
+    assert capsys.readouterr().err.endswith(f"name one of its checkpoints: {tiny_checkpoint}\n")
 
 
 def test_another_base_model_is_refused(

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crane_x7_vla.backends import BACKENDS, backend_entry, config_class
-from crane_x7_vla.checkpoints.store import CheckpointStore
+from crane_x7_vla.checkpoints.base_model import local_model
+from crane_x7_vla.checkpoints.store import CheckpointStore, refuse_experiment
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.schema import build, settings, value_at
-from crane_x7_vla.config.yaml import backend_name, dump_config, flatten, load_config, read_yaml, suggest
+from crane_x7_vla.config.yaml import CONFIG_NAME, backend_name, dump_config, flatten, load_config, read_yaml, suggest
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.training.flags import add_settings, flag_table, flag_values, normalize, parse_known, switches
 
@@ -206,9 +207,9 @@ def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str])
     if command == "train":
         layers.insert(1, _resume_layer(merge(layers).values, config_type))
     merged = merge(layers)
-    config = build(config_type, merged.values)
     if command != "train":
-        return ConfigCommand(config=config, output=options.output)
+        return ConfigCommand(config=build(config_type, merged.values), output=options.output)
+    config = build(config_type, _with_whole_base_path(merged.values, config_type))
     origins = {path: merged.origins.get(path, "default") for path in settings(config_type)}
     return TrainCommand(config=config, origins=origins, print_config=options.print_config)
 
@@ -216,7 +217,9 @@ def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str])
 def _parse_evaluate(argv: list[str]) -> EvaluateCommand:
     table = {flag: setting for flag, setting in flag_table(VLAConfig).items() if setting.path in EVALUATION_SETTINGS}
     parser = _parser("evaluate", "Errors of a checkpoint on recorded episodes, by joint and by row of the chunk.")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint-N directory")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint-N directory, or a merged model"
+    )
     parser.add_argument(
         "--test-data", type=Path, metavar="DIR", help="episodes to use (default: those held out in the training run)"
     )
@@ -230,9 +233,10 @@ def _parse_evaluate(argv: list[str]) -> EvaluateCommand:
     add_settings(parser, table, VLAConfig, defaults_of="the checkpoint's")
     options = parse_known(parser, normalize(argv, table), flags=table)
     checkpoint: Path = options.checkpoint
-    if not (checkpoint / "config.yaml").is_file():
-        raise ConfigError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
-    trained = load_config(checkpoint / "config.yaml")
+    refuse_experiment(checkpoint)
+    if not (checkpoint / CONFIG_NAME).is_file():
+        raise ConfigError(f"no {CONFIG_NAME} in {checkpoint}; expected a checkpoint-N directory, or a merged model")
+    trained = load_config(checkpoint / CONFIG_NAME)
     values = {path: value_at(trained, path) for path in settings(type(trained)) if path != "backend"}
     if options.config is not None:
         mapping = read_yaml(options.config)
@@ -275,8 +279,8 @@ def _find_backend(argv: Sequence[str]) -> tuple[dict[str, str], Path | None, Pat
             named["--backend"] = value
         elif flag == "--config":
             paths[flag] = Path(value)
-        elif flag == "--resume-from-checkpoint" and (Path(value) / "config.yaml").is_file():
-            paths[flag] = Path(value) / "config.yaml"
+        elif flag == "--resume-from-checkpoint" and (Path(value) / CONFIG_NAME).is_file():
+            paths[flag] = Path(value) / CONFIG_NAME
     return named, paths.get("--config"), paths.get("--resume-from-checkpoint")
 
 
@@ -314,6 +318,14 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     return Layer(values=values, origins=origins)
 
 
+def _with_whole_base_path(values: Mapping[str, Any], config_type: type[VLAConfig]) -> Mapping[str, Any]:
+    """``values`` with the whole path of a base model on this machine, so that its checkpoints load from anywhere."""
+    path = f"{config_type.block}.model_id"
+    model_id = values.get(path, settings(config_type)[path].default)
+    local = None if model_id is None else local_model(model_id)
+    return values if local is None else {**values, path: str(local)}
+
+
 def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Layer:
     """The settings of the checkpoint to resume from, so that they need not be typed again.
 
@@ -325,10 +337,10 @@ def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Lay
     defaults = settings(config_type)
     folder, experiment = (given.get(path, defaults[path].default) for path in ("output_dir", "experiment_name"))
     checkpoint = CheckpointStore(Path(folder) / experiment).resolve(name)
-    file = checkpoint / "config.yaml"
+    file = checkpoint / CONFIG_NAME
     if not file.is_file():
-        raise CheckpointError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
+        raise CheckpointError(f"no {CONFIG_NAME} in {checkpoint}; expected a checkpoint-N directory of a training run")
     values = flatten(read_yaml(file), config_type, source=str(file))
     values |= {"output_dir": str(checkpoint.parent.parent), "experiment_name": checkpoint.parent.name}
-    del values["training.resume_from_checkpoint"]
+    values.pop("training.resume_from_checkpoint", None)
     return Layer(values=values, origins=dict.fromkeys(values, str(file)))

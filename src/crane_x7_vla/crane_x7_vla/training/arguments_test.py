@@ -21,6 +21,7 @@ ACCEPTED = {
     "data.train_split": "0.5",
     "data.cameras": "primary,side",
     "training.device": "cpu",
+    "openvla_oft.model_id": "some/other",
     "openvla_oft.architecture": "tiny",
     "openvla_oft.n_action_steps": "4",
     "openvla_oft.prompt": "do {instruction}",
@@ -29,7 +30,6 @@ ACCEPTED = {
 # Settings with only one accepted value in this version, that another one must match, or (the last) with a test below.
 FIXED = {
     "data.format",
-    "openvla_oft.film.enabled",
     "openvla_oft.multi_image.num_images",
     "training.resume_from_checkpoint",
 }
@@ -348,6 +348,36 @@ def test_latest_is_the_newest_checkpoint_of_the_experiment(checkpoint: Path) -> 
     assert value_at(parse_train(*argv, "--experiment-name", "mine").config, "openvla_oft.lora_rank") == 8
     with pytest.raises(CheckpointError, match=r"no checkpoint under .*crane_x7_vla to resume from"):
         parse_train(*argv)
+
+
+def test_a_base_model_on_this_machine_is_kept_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    kept = parse_train("openvla-oft", "--model-id", "models/tiny").config
+    assert value_at(kept, "openvla_oft.model_id") == str(tmp_path / "models" / "tiny")
+    assert value_at(parse_train("openvla-oft").config, "openvla_oft.model_id") == "openvla/openvla-7b"
+    written = parse_command(["config", "openvla-oft", "--model-id", "models/tiny"], environ={})
+    assert isinstance(written, ConfigCommand)
+    assert value_at(written.config, "openvla_oft.model_id") == "models/tiny"
+    with pytest.raises(CheckpointError, match="base model models/tinny is not a directory"):
+        parse_train("openvla-oft", "--model-id", "models/tinny")
+
+
+def test_a_checkpoint_whose_config_somebody_shortened_is_resumed_from(checkpoint: Path) -> None:
+    (checkpoint / "config.yaml").write_text("backend: openvla-oft\ntraining: {batch_size: 3}\n")
+    assert parse_train("--resume-from-checkpoint", str(checkpoint)).config.training.batch_size == 3
+
+
+def test_an_experiment_in_place_of_a_checkpoint_names_the_newest(checkpoint: Path) -> None:
+    (checkpoint.parent / "config.yaml").write_text((checkpoint / "config.yaml").read_text())
+    for argv in (
+        ["evaluate", "--checkpoint", str(checkpoint.parent)],
+        ["train", "openvla-oft", "--resume-from-checkpoint", str(checkpoint.parent)],
+    ):
+        with pytest.raises(CheckpointError, match=r"experiment; name one of its checkpoints: .*checkpoint-1000$"):
+            parse_command(argv, environ={})
 
 
 def test_a_checkpoint_that_cannot_be_resumed_from_is_refused(checkpoint: Path) -> None:

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from crane_x7_vla.command import INTERRUPTED, run_command
 from crane_x7_vla.config.yaml import dump_config
-from crane_x7_vla.errors import USER_ERRORS
 from crane_x7_vla.robot import robot_spec
 from crane_x7_vla.training.arguments import (
     BackendsCommand,
@@ -21,20 +21,11 @@ from crane_x7_vla.training.arguments import (
     parse_command,
 )
 
-USER_ERROR = 2
-INTERRUPTED = 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for what the user can mend (one line says it), 130 after Ctrl-C."""
-    try:
-        return _dispatch(parse_command(sys.argv[1:] if argv is None else argv, environ=os.environ))
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    """Exit code, see ``run_command``; 130 also where a signal ended a training after a last checkpoint."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: _dispatch(parse_command(arguments, environ=os.environ)))
 
 
 def _dispatch(command: Command) -> int:
@@ -68,8 +59,11 @@ def _train(command: TrainCommand) -> int:
 
 def _evaluate(command: EvaluateCommand) -> int:
     from crane_x7_vla.training.evaluate import as_json, evaluate_checkpoint, report
+    from crane_x7_vla.training.preflight import check_file
 
     _log_to_stderr()
+    if command.output is not None:
+        check_file(command.output, option="--output")
     result = evaluate_checkpoint(command.config, command.checkpoint, test_data=command.test_data)
     robot = robot_spec(command.config.robot)
     print(report(result, robot))

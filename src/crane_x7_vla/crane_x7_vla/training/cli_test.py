@@ -75,6 +75,25 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "statistics"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(
+    command: str, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    elsewhere, missing = str(tmp_path / "file" / "x"), str(tmp_path / "missing")
+    if command == "train":
+        code = main(["train", "--config", tiny_file, "--data-root", missing, "--output-dir", elsewhere])
+    elif command == "evaluate":
+        (tmp_path / "config.yaml").write_text(Path(tiny_file).read_text())
+        code = main(["evaluate", "--checkpoint", str(tmp_path), "--test-data", missing, "--output", elsewhere])
+    else:
+        argv = ["--config", tiny_file, "--data-root", missing, "--output", elsewhere]
+        code = compute_crane_x7_norm_stats.main(argv)
+    assert code == 2
+    option = "--output-dir" if command == "train" else "--output"
+    assert f"file is a file, where a folder is needed; choose another {option}\n" in capsys.readouterr().err
+
+
 def test_train_then_evaluate(
     tiny_file: str, tmp_path: Path, record_episodes: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from crane_x7_vla.backends import backend_class
+from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.data.dataset import EpisodeDataset, choose_action_source, image_sizes, load_episodes
-from crane_x7_vla.data.statistics import FILE_NAME, load_statistics
 from crane_x7_vla.errors import DataError
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.training.distributed import World
 from crane_x7_vla.training.evaluation import Evaluation, evaluate
 from crane_x7_vla.training.loading import camera_sizes, choose_workers, evaluation_batches, fill_in, find_episodes
 from crane_x7_vla.training.preflight import autocast, check_device, device_of
+from crane_x7_vla.training.record import FILE_NAME as RECORD_NAME
 from crane_x7_vla.training.record import read_split
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 def evaluate_checkpoint(config: VLAConfig, checkpoint: Path, *, test_data: Path | None = None) -> Evaluation:
     """Errors over every step of ``test_data``, or of the episodes held out in the run that wrote the checkpoint.
 
-    config: the checkpoint's, but for ``arguments.EVALUATION_SETTINGS``. Raises ConfigError, DataError, CheckpointError.
+    checkpoint: a checkpoint-N, or a merged model with ``test_data``. config: the checkpoint's, but for
+    ``arguments.EVALUATION_SETTINGS``. Raises ConfigError, DataError, CheckpointError.
     """
     check_device(config.training)
     device = device_of(config.training, World())
@@ -35,7 +36,7 @@ def evaluate_checkpoint(config: VLAConfig, checkpoint: Path, *, test_data: Path 
     paths = _held_out(checkpoint) if test_data is None else find_episodes(test_data)
     logger.info("evaluating %s on %d episodes", checkpoint, len(paths))
     num_workers = choose_workers(config.data, config.training.device)
-    cameras = [camera.name for camera in config.data.enabled_cameras]
+    cameras = [camera.name for camera in config.cameras]
     episodes = load_episodes(
         paths,
         robot=robot,
@@ -49,11 +50,10 @@ def evaluate_checkpoint(config: VLAConfig, checkpoint: Path, *, test_data: Path 
     dataset = EpisodeDataset(
         episodes, horizon=config.action_horizon, action_source=source, image_size=camera_sizes(config)
     )
-    backend = backend_class(config.backend)(config, robot=robot, statistics=load_statistics(checkpoint / FILE_NAME))
-    model = backend.restore(checkpoint).to(device)
+    backend, model = restore_backend(checkpoint, config=config)
     return evaluate(
         backend,
-        model,
+        model.to(device),
         evaluation_batches(dataset, backend.processor, config=config, num_workers=num_workers),
         shape=(config.action_horizon, robot.size),
         device=device,
@@ -95,6 +95,8 @@ def as_json(result: Evaluation, robot: RobotSpec, checkpoint: Path) -> str:
 
 
 def _held_out(checkpoint: Path) -> list[Path]:
+    if not (checkpoint / RECORD_NAME).is_file():
+        raise DataError(f"{checkpoint} has no {RECORD_NAME}, which says what was held out; name some with --test-data")
     root, split = read_split(checkpoint)
     paths = [root / name for name in split.val]
     if not paths:

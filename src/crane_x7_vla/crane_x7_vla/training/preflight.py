@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crane_x7_vla.backends.device import torch_device
 from crane_x7_vla.config.base import TrainingConfig, VLAConfig
 from crane_x7_vla.config.schema import settings, value_at
-from crane_x7_vla.config.yaml import load_config
+from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.training.distributed import World
 from crane_x7_vla.training.loading import EpisodeSplit
@@ -26,14 +28,7 @@ _FIXED_DATA = ("cameras", "instruction", "control_hz", "action_source")
 
 def check_device(training: TrainingConfig) -> None:
     """Raise ConfigError where the device is not there, or cannot compute in the precision asked for."""
-    device = torch.device(training.device)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"device is {training.device}, but torch {torch.__version__} sees {count} GPU(s); "
-                "train on the CPU with: --device cpu"
-            )
+    if torch_device(training.device).type == "cuda":
         if training.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise ConfigError("this GPU has no bf16; use --mixed-precision fp16")
     elif training.mixed_precision == "fp16":
@@ -61,7 +56,7 @@ def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
 def check_disk(folder: Path, trained: Mapping[str, Tensor], training: TrainingConfig) -> None:
     """Raise CheckpointError where not even one checkpoint would fit: weights twice, two moments, perhaps an average."""
     needed = sum(p.numel() for p in trained.values()) * 4 * (5 if training.ema_decay else 4)
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    place = _nearest(folder)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
@@ -70,15 +65,36 @@ def check_disk(folder: Path, trained: Mapping[str, Tensor], training: TrainingCo
         )
 
 
+def check_folder(folder: Path, *, option: str) -> None:
+    """Raise ConfigError where ``folder``, named by ``option``, cannot be made or may not be written to."""
+    place = _nearest(folder)
+    if not place.is_dir():
+        raise ConfigError(f"{place} is a file, where a folder is needed; choose another {option}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{place} may not be written to; choose another {option}, or see who owns it: ls -ld {place}")
+
+
+def check_file(file: Path, *, option: str) -> None:
+    """Raise ConfigError where ``file``, named by ``option``, could not be written."""
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name a file with {option}")
+    check_folder(file.parent, option=option)
+
+
+def _nearest(path: Path) -> Path:
+    """``path``, or the first of the folders above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) -> None:
     """Raise unless a run of ``config`` on these episodes can go on from ``checkpoint``.
 
     ConfigError where the model or its data are set up differently, DataError where the training episodes are others.
-    Settings of the training may differ; that is said.
+    Other settings of the training and the data may differ; that is said.
     """
-    if not (checkpoint / "config.yaml").is_file():
-        raise CheckpointError(f"no config.yaml in {checkpoint}; expected a checkpoint-N directory of a training run")
-    before = load_config(checkpoint / "config.yaml")
+    if not (checkpoint / CONFIG_NAME).is_file():
+        raise CheckpointError(f"no {CONFIG_NAME} in {checkpoint}; expected a checkpoint-N directory of a training run")
+    before = load_config(checkpoint / CONFIG_NAME)
     if before.backend != config.backend:
         raise ConfigError(f"{checkpoint} is of backend {before.backend}, this run of {config.backend}")
     for path in settings(type(config)):
@@ -91,7 +107,7 @@ def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) ->
                 f"{path} is {new!r}, but {checkpoint} was trained with {old!r}; "
                 "resume with the same value, or start a new experiment"
             )
-        if section == "training":
+        if section in ("training", "data"):
             logger.info("%s changes from %r to %r", path, old, new)
     _, trained_on = read_split(checkpoint)
     if trained_on.fingerprint != split.fingerprint:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from crane_x7_vla.config.base import TrainingConfig
+from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.training import preflight
 from crane_x7_vla.training.distributed import World
-from crane_x7_vla.training.preflight import device_of
+from crane_x7_vla.training.preflight import check_file, check_folder, device_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,15 @@ def test_the_gpu_of_a_process_has_a_number(
     finally:
         torch.set_float32_matmul_precision(before)
     assert chosen == [number]
+
+
+def test_a_folder_that_may_not_be_written_to_is_named_with_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_folder(tmp_path / "new" / "run", option="--output-dir")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match=f"^{tmp_path} is a folder; name a file with --output"):
+        check_file(tmp_path, option="--output")
+    monkeypatch.setattr(preflight.os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=f"^{tmp_path} may not be written to; choose another --output-dir"):
+        check_folder(tmp_path / "new" / "run", option="--output-dir")

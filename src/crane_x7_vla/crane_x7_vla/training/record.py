@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crane_x7_vla.checkpoints.base_model import hub_revision
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.training.loading import EpisodeSplit
 
@@ -19,11 +20,12 @@ FILE_NAME = "run.json"
 _PACKAGES = ("crane-x7-vla", "torch", "numpy", "peft", "transformers", "tokenizers", "safetensors", "simplejpeg")
 
 
-def describe_run(split: EpisodeSplit, *, data_root: Path) -> dict[str, Any]:
-    """The code, the machine and the episodes of this run, as JSON holds them."""
+def describe_run(split: EpisodeSplit, *, data_root: Path, base: Path | None) -> dict[str, Any]:
+    """The code, the machine, the base model and the episodes of this run, as JSON holds them. base: its directory."""
     return {
         "command": sys.argv,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path(__file__)),
+        "base_model": None if base is None else {"directory": str(base), "hub_revision": hub_revision(base)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -32,12 +34,16 @@ def describe_run(split: EpisodeSplit, *, data_root: Path) -> dict[str, Any]:
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """{'commit': hash, 'changed': whether files differ from it}; None outside a repository or without git."""
+def git_state(file: Path) -> dict[str, Any] | None:
+    """{'commit': hash, 'changed': whether files differ from it} of the repository that ``file`` is kept in.
+
+    None without git and where no repository tracks the file: a package may be installed inside a foreign one.
+    """
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "changed": bool(changed)}
 

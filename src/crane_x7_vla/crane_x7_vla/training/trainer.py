@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,24 +21,28 @@ from torch import nn
 
 from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend, Batch
-from crane_x7_vla.checkpoints.store import BEST, FINAL, CheckpointStore
 from crane_x7_vla.config.base import TrainingConfig, VLAConfig
-from crane_x7_vla.config.yaml import dump_config
-from crane_x7_vla.data import statistics as dataset_statistics
+from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.training.distributed import World, average_gradients, barrier, broadcast, join_world, sums
 from crane_x7_vla.training.ema import Ema
 from crane_x7_vla.training.evaluation import evaluate, to_device
+from crane_x7_vla.training.folder import RunFolder, checkpoint_to_resume, folder_of
 from crane_x7_vla.training.loading import evaluation_batches, prepare_data, training_batches
-from crane_x7_vla.training.logs import MetricLog, MetricWindow, ProgressDisplay, check_wandb
-from crane_x7_vla.training.preflight import autocast, check_device, check_disk, check_resumable, device_of
-from crane_x7_vla.training.record import describe_run, write_run
+from crane_x7_vla.training.logs import MetricWindow, ProgressDisplay, check_wandb
+from crane_x7_vla.training.preflight import (
+    autocast,
+    check_device,
+    check_disk,
+    check_folder,
+    check_resumable,
+    device_of,
+)
 from crane_x7_vla.training.schedule import Schedule, warmup_steps
-from crane_x7_vla.training.state import Best, TrainerState, load_state, restore_random, restore_weights, save_state
+from crane_x7_vla.training.state import Best, TrainerState, load_state, restore_random, restore_weights
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.yaml"
 RESUME_HINT = "python -m crane_x7_vla.training.cli train --config {config} --resume-from-checkpoint latest"
 
 
@@ -67,6 +71,7 @@ class VLATrainer:
         training = self.config.training
         check_wandb(self.config)
         check_device(training)
+        check_folder(folder_of(self.config), option="--output-dir")
         try:
             with (
                 join_world(os.environ, torch.device(training.device).type) as world,
@@ -94,9 +99,7 @@ class _Run:
 
     def __init__(self, config: VLAConfig, world: World) -> None:
         self.world = world
-        self.folder = Path(config.output_dir) / config.experiment_name
-        self.store = CheckpointStore(self.folder)
-        resume = self._checkpoint_to_resume(config)
+        resume = checkpoint_to_resume(config)
         self.data = prepare_data(config)
         self.config = self.data.config
         self.training = self.config.training
@@ -114,12 +117,12 @@ class _Run:
             raise ConfigError("nothing to train: every weight is frozen; use --use-lora, or unfreeze a part")
         broadcast((p.data for p in self.trained.values()), world)
         torch.manual_seed(self.config.seed + world.rank)  # each process has its own dropout
-        check_disk(self.folder, self.trained, self.training)
+        check_disk(folder_of(self.config), self.trained, self.training)
 
         state = TrainerState() if resume is None else load_state(resume)
         restore_weights(self.model, state)
         self.ema = Ema(self.trained, self.training.ema_decay)
-        self.step, self.best = state.step, state.best
+        self.step = state.step
         self.together = self.training.batch_size * world.size
         self.batches_drawn = state.samples // self.together
         self.seconds_before = state.seconds
@@ -136,9 +139,11 @@ class _Run:
             lambda step: self.schedule.factor(step, self.time_share),
             last_epoch=self.step - 1,
         )
-        self.metrics: dict[str, float] = {}
-        self.log: MetricLog | None = None
-        self._open_folder()
+        self.folder = RunFolder(self.data, base=self.backend.base, first_step=self.step, is_main=world.is_main)
+        # What was best may be left behind: in another experiment, or removed to go on from an earlier one.
+        best = state.best
+        self.best = best if best is not None and self.folder.checkpoint(best.step) is not None else None
+        self._announce()
         self.progress = ProgressDisplay(self.total_steps, first_step=self.step, visible=world.is_main)
         self.evaluated_at = -1
         self.last_checkpoint = resume
@@ -149,8 +154,7 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         self.progress.close()
-        if self.log is not None:
-            self.log.close()
+        self.folder.close()
 
     def train(self, stop: threading.Event) -> TrainingResults:
         """Update, log, evaluate and save until the last step, the end of the time, or ``stop``."""
@@ -176,14 +180,16 @@ class _Run:
             if held_out is not None:
                 self._evaluate(held_out)
             self._save()
+        elif self.finished:
+            logger.info("nothing left to train: step %d of %d", self.step, self.total_steps)
         self.model.train()
         window = MetricWindow()
         interrupted = False
-        while self.step < self.total_steps and self.time_share < 1 and not interrupted:
+        while not self.finished and not interrupted:
             values, interrupted = self._update(batches, stop)
             window.add(values)
             self.progress.step(self.step)
-            last = self.step == self.total_steps or self.time_share >= 1 or interrupted
+            last = self.finished or interrupted
             if last or self.step % self.training.log_interval == 0:
                 self._write_training(window)
                 window = MetricWindow()
@@ -192,18 +198,21 @@ class _Run:
                 self._evaluate(held_out)
             if saves:
                 self._save()
-        if self.last_checkpoint is None or self.last_checkpoint != self.store.path(self.step):
-            logger.info("nothing left to train: step %d of %d", self.step, self.total_steps)
-        elif not interrupted and self.world.is_main:
-            self.store.link(FINAL, self.step)
+        if self.finished:
+            self.folder.finish(self.step)
         barrier(self.world)
         return TrainingResults(
             step=self.step,
-            checkpoint=self.last_checkpoint or self.folder,
-            metrics=dict(self.metrics),
-            interrupted=interrupted,
-            resume=RESUME_HINT.format(config=self.folder / CONFIG_NAME),
+            checkpoint=self.last_checkpoint or self.folder.path,
+            metrics=dict(self.folder.metrics),
+            interrupted=interrupted and not self.finished,
+            resume=RESUME_HINT.format(config=self.folder.path / CONFIG_NAME),
         )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is made, or the time is over."""
+        return self.step >= self.total_steps or self.time_share >= 1
 
     def _update(self, batches: Iterator[Batch], stop: threading.Event) -> tuple[dict[str, float], bool]:
         """One update of the weights. Returns its metrics, averaged over processes, and whether a signal came."""
@@ -257,18 +266,12 @@ class _Run:
         metrics = {f"train/{name}": value for name, value in window.means().items()}
         metrics["train/epoch"] = self.batches_drawn * self.together / len(self.data.train)
         metrics["train/samples_per_second"] = drawn / seconds
-        self._write(metrics)
+        self.folder.write(self.step, metrics)
         left = (self.total_steps - self.step) * seconds / window.steps
         if self.training.max_minutes is not None:
             left = min(left, (1 - self.time_share) * self.training.max_minutes * 60)
         shown = {name: metrics[name] for name in ("train/loss", "train/action_l1_rad") if name in metrics}
         self.progress.show(self.step, shown, seconds_left=max(0.0, left))
-
-    def _write(self, metrics: dict[str, float]) -> None:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.metrics |= finite
-        if self.log is not None:
-            self.log.write(self.step, finite)
 
     def _evaluate(self, held_out: Any) -> None:
         with self.ema.applied():
@@ -287,7 +290,7 @@ class _Run:
             "eval/action_l1_rad": result.action_l1_rad,
             "eval/action_l1_rad_start": result.start_l1_rad,
         }
-        self._write(metrics)
+        self.folder.write(self.step, metrics)
         if self.world.is_main:
             logger.info(
                 "step %d: held-out loss %.4g, error %.4f rad, %.4f rad at the start of episodes",
@@ -307,60 +310,30 @@ class _Run:
             world=self.world,
             device=self.device,
         )
-        if self.world.is_main:
-            self.store.save(self.step, lambda directory: self._fill(directory, state))
-            if state.best is not None:
-                self.store.link(BEST, state.best.step)
-            self.store.prune(self.training.keep_last)
-            logger.info("saved %s", self.store.path(self.step))
-        self.best = state.best
-        self.last_checkpoint = self.store.path(self.step)
+        self.folder.save(state, self._save_model)
         barrier(self.world)
+        self.best = state.best
+        self.last_checkpoint = self.folder.checkpoint(self.step)
+
+    def _save_model(self, directory: Path) -> None:
+        with self.ema.applied():
+            self.backend.save(self.model, directory)
 
     def _best(self) -> Best | None:
         """The best checkpoint so far, this one included, by the loss on held-out episodes."""
-        loss = self.metrics.get("eval/loss", math.inf)
+        loss = self.folder.metrics.get("eval/loss", math.inf)
         if self.evaluated_at == self.step and loss < (math.inf if self.best is None else self.best.loss):
             return Best(step=self.step, loss=loss)
         return self.best
 
-    def _fill(self, directory: Path, state: TrainerState) -> None:
-        with self.ema.applied():
-            self.backend.save(self.model, directory)
-        self._describe(directory)
-        save_state(state, directory)
-
-    def _describe(self, directory: Path) -> None:
-        """Write config.yaml, dataset_statistics.json and run.json."""
-        config = replace(self.config, training=replace(self.training, resume_from_checkpoint=None))
-        (directory / CONFIG_NAME).write_text(dump_config(config), encoding="utf-8")
-        statistics = dataset_statistics.to_json(self.data.statistics)
-        (directory / dataset_statistics.FILE_NAME).write_text(statistics, encoding="utf-8")
-        write_run(directory, self.record | {"step": self.step, "metrics": self.metrics})
-
-    def _checkpoint_to_resume(self, config: VLAConfig) -> Path | None:
-        asked = config.training.resume_from_checkpoint
-        if asked is not None:
-            return self.store.resolve(asked)
-        if self.store.steps():
-            raise ConfigError(
-                f"{self.folder} already holds checkpoint-{self.store.steps()[-1]}; go on with "
-                "--resume-from-checkpoint latest, choose another --experiment-name, or remove the folder"
-            )
-        return None
-
-    def _open_folder(self) -> None:
-        self.record = describe_run(self.data.split, data_root=Path(self.config.data.data_root))
+    def _announce(self) -> None:
         if not self.world.is_main:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._describe(self.folder)
-        self.log = MetricLog(self.folder, self.config, first_step=self.step)
         trained, total = sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.model.parameters())
         logger.info(
             "training %s of %s weights on %s for %d steps of %d samples, from step %d; results go to %s",
             f"{trained:,}", f"{total:,}", self.device, self.total_steps,
-            self.together * self.training.gradient_accumulation_steps, self.step, self.folder,
+            self.together * self.training.gradient_accumulation_steps, self.step, self.folder.path,
         )  # fmt: skip
 
     def _total_steps(self) -> int:

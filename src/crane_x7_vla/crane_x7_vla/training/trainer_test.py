@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
-from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.backends.openvla_oft.config import MultiImageConfig, OpenVLAOFTConfig
 from crane_x7_vla.config.yaml import load_config
 from crane_x7_vla.data.statistics import load_statistics, to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
+from crane_x7_vla.policies.policy import load_policy
 from crane_x7_vla.training.evaluate import evaluate_checkpoint
 from crane_x7_vla.training.loading import prepare_data
 from crane_x7_vla.training.logs import MetricLog
@@ -48,8 +51,8 @@ def make_config(tmp_path: Path, data_root: Path, tiny_base: Path) -> MakeConfig:
             output_dir=str(tmp_path / "outputs"),
             experiment_name="tiny",
             data=replace(tiny.data, data_root=str(data_root), val_split=0.2, **(data or {})),
-            training=replace(tiny.training, save_interval=2, **training),
-            openvla_oft=replace(tiny.openvla_oft, model_id=str(tiny_base), use_lora=True, **(oft or {})),
+            training=replace(tiny.training, **{"save_interval": 2, **training}),
+            openvla_oft=replace(tiny.openvla_oft, **{"model_id": str(tiny_base), "use_lora": True, **(oft or {})}),
         )
 
     return make
@@ -171,13 +174,93 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert [line for line in expected if line not in found] == []
 
 
-def test_settings_of_the_training_may_change_when_a_run_goes_on(make_config: MakeConfig) -> None:
+def test_a_signal_during_the_last_update_leaves_a_finished_run(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(monkeypatch, 2)
+    config = make_config(max_steps=2)
+    results = VLATrainer(config).train()
+    assert (results.step, results.interrupted) == (2, False)
+    assert (run_folder(config) / "checkpoint-final").resolve() == results.checkpoint
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_only_in_another_experiment(make_config: MakeConfig) -> None:
+    config = make_config(keep_last=1, eval_interval=1)
+    VLATrainer(replace(config, training=replace(config.training, keep_last=0, save_interval=1))).train()
+    older = run_folder(config) / "checkpoint-2"
+    again = replace(config, training=replace(config.training, resume_from_checkpoint=str(older)))
+    with pytest.raises(CheckpointError, match=r"holds checkpoint-3, checkpoint-4, which .* --experiment-name, or rem"):
+        VLATrainer(again).train()
+    branch = replace(again, experiment_name="branch")
+    assert VLATrainer(branch).train().step == 4
+    folder = run_folder(branch)
+    assert (folder / "checkpoint-final").resolve() == folder / "checkpoint-4"
+    assert (folder / "checkpoint-best").resolve() == folder / "checkpoint-4"
+
+
+def test_gradients_of_two_halves_are_those_of_the_whole_batch(make_config: MakeConfig) -> None:
+    """Chunks of one row, so that none is padded: a batch's loss is the mean over the rows that are not."""
+    settings: dict[str, Any] = {"max_steps": 1, "eval_interval": 9}
+    one_row: dict[str, Any] = {"oft": {"action_horizon": 1, "lora_dropout": 0.0}}
+    whole = make_config(batch_size=8, **settings, **one_row)
+    halves = make_config(batch_size=4, gradient_accumulation_steps=2, **settings, **one_row)
+    first, second = (
+        torch.load(VLATrainer(config).train().checkpoint / "trainer_state.pt", weights_only=True)
+        for config in (replace(whole, experiment_name="whole"), halves)
+    )
+    assert first["samples"] == second["samples"] == 8
+    for key, moments in first["optimizer"].items():  # the first moment is a tenth of the gradient
+        expected = moments["exp_avg"]
+        torch.testing.assert_close(
+            second["optimizer"][key]["exp_avg"], expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9
+        )
+
+
+def test_every_weight_can_be_trained_and_the_result_needs_no_base(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = make_config(oft={"model_id": str(base), "use_lora": False}, max_steps=2, eval_samples=0)
+    results = VLATrainer(config).train()
+    assert (results.checkpoint / "model.safetensors").is_file()
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, results.checkpoint))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {"language_model.lm_head.weight"}
+    shutil.rmtree(base)
+
+    saved = load_config(results.checkpoint / "config.yaml")
+    assert evaluate_checkpoint(saved, results.checkpoint).loss == pytest.approx(results.metrics["eval/loss"], rel=1e-5)
+    seen = prepare_data(saved).val[0].observation
+    (chunk,) = load_policy(results.checkpoint).infer([seen])
+    assert chunk.actions.shape == (4, 8)
+
+
+def test_one_camera_of_two_is_all_that_is_asked_of_the_data(
+    make_config: MakeConfig, tmp_path: Path, record_episodes: Callable[..., Path]
+) -> None:
+    root = record_episodes(tmp_path / "one", 3, cameras=("primary",))
+    config = make_config(max_steps=1, oft={"multi_image": MultiImageConfig(enabled=False)})
+    results = VLATrainer(replace(config, data=replace(config.data, data_root=str(root)))).train()
+    saved = load_config(results.checkpoint / "config.yaml")
+    assert [camera.name for camera in saved.cameras] == ["primary"]
+    assert evaluate_checkpoint(saved, results.checkpoint).n_steps == 6
+
+
+def test_settings_that_change_when_a_run_goes_on_are_said(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     config = make_config(max_steps=2)
     VLATrainer(config).train()
     again = replace(
-        config, training=replace(config.training, resume_from_checkpoint="latest", max_steps=3, learning_rate=7e-5)
+        config,
+        data=replace(config.data, start_fraction=0.5),
+        training=replace(config.training, resume_from_checkpoint="latest", max_steps=3, learning_rate=7e-5),
     )
-    results = VLATrainer(again).train()
+    with caplog.at_level("INFO"):
+        results = VLATrainer(again).train()
+    assert "data.start_fraction changes from 0.0 to 0.5" in caplog.messages
+    assert "training.learning_rate changes from 0.001 to 7e-05" in caplog.messages
     assert results.step == 3
     assert metric_lines(run_folder(config))[-2]["train/learning_rate"] == pytest.approx(7e-5)
     assert load_config(results.checkpoint / "config.yaml").training.resume_from_checkpoint is None
@@ -392,8 +475,9 @@ def test_bf16_trains_on_the_cpu(make_config: MakeConfig) -> None:
 
 
 def test_the_loss_falls(make_config: MakeConfig) -> None:
-    config = make_config(max_steps=15, batch_size=4, learning_rate=5e-3, log_interval=5, eval_interval=20)
-    config = replace(config, training=replace(config.training, save_interval=20))
+    config = make_config(
+        max_steps=15, batch_size=4, learning_rate=5e-3, log_interval=5, eval_interval=20, save_interval=20
+    )
     VLATrainer(config).train()
     losses = [line["train/loss"] for line in metric_lines(run_folder(config)) if "train/loss" in line]
     assert losses[-1] < 0.95 * losses[0]
