@@ -29,14 +29,15 @@ class Setpoint:
     def replace(self, start: float, times: np.ndarray, positions: np.ndarray) -> None:
         """Follow ``positions`` [P, S] rad at ``start + times`` [P] s from the target in force at ``start``.
 
-        Raises ValueError when times are not increasing and positive, or shapes differ.
+        A first time of 0 makes the first position the target at once, as a controller does.
+        Raises ValueError when times are not increasing from 0 on, or shapes differ.
         """
         times = np.asarray(times, dtype=np.float64)
         positions = np.asarray(positions, dtype=np.float64)
         if positions.ndim != 2 or positions.shape[1] != self._positions.shape[1] or times.shape != positions.shape[:1]:
             raise ValueError(f"trajectory of shape {positions.shape} at {times.shape} times, expected [P, S] and [P]")
-        if times.size == 0 or times[0] <= 0 or np.any(np.diff(times) <= 0):
-            raise ValueError("trajectory times must be positive and increasing")
+        if times.size == 0 or times[0] < 0 or np.any(np.diff(times) <= 0):
+            raise ValueError("trajectory times must be increasing, and not negative")
         begin = self.at(start)
         first = int(np.searchsorted(self._times, start - _HISTORY_S, side="right")) - 1
         kept = (self._times < start) & (np.arange(len(self._times)) >= first)

@@ -28,6 +28,14 @@ def test_a_new_trajectory_starts_from_the_target_in_force() -> None:
     assert setpoint.at(0.75)[0] == pytest.approx(2.5)
 
 
+def test_a_first_point_without_delay_is_the_target_at_once() -> None:
+    setpoint = Setpoint(np.array([0.0]), 0.0)
+    setpoint.replace(1.0, np.array([0.0]), np.array([[1.0]]))
+    setpoint.replace(1.02, np.array([0.0, 0.1]), np.array([[2.0], [3.0]]))
+    for stamp, value in ((0.99, 0.0), (1.0, 1.0), (1.01, 1.0), (1.02, 2.0), (1.07, 2.5), (9.0, 3.0)):
+        assert setpoint.at(stamp)[0] == pytest.approx(value)
+
+
 def test_what_was_in_force_before_the_newest_trajectory_stays_known() -> None:
     """The recorder asks for the target at the end of a step after the next command has come."""
     setpoint = Setpoint(np.array([0.0]), 0.0)
@@ -48,7 +56,13 @@ def test_memory_stays_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("times", "positions"),
-    [([], np.zeros((0, 1))), ([0.0], [[1.0]]), ([0.2, 0.1], [[1.0], [2.0]]), ([0.1], [[1.0, 2.0]])],
+    [
+        ([], np.zeros((0, 1))),
+        ([-0.1], [[1.0]]),
+        ([0.0, 0.0], [[1.0], [2.0]]),
+        ([0.2, 0.1], [[1.0], [2.0]]),
+        ([0.1], [[1.0, 2.0]]),
+    ],
 )
 def test_a_trajectory_that_makes_no_sense_is_refused(times: list[float], positions: object) -> None:
     with pytest.raises(ValueError, match="trajectory"):

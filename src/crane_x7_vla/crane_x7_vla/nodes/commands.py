@@ -32,7 +32,7 @@ class CommandPublisher:
         self._gripper_action = gripper_action
 
     def publish(self, target: np.ndarray, *, stamp: int, duration: int) -> None:
-        """target: float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns."""
+        """target: float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns, which may be AT_ONCE."""
         self._arm_publisher.publish(trajectory_message(self._arm_names, stamp, [duration], target[self._arm][None]))
         if self._gripper_publisher is not None:
             self._gripper_publisher.publish(

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from crane_x7_vla.errors import ConfigError, DataError
-from crane_x7_vla.nodes.messages import NANOSECONDS
+from crane_x7_vla.nodes.messages import AT_ONCE, NANOSECONDS
 from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
 from crane_x7_vla.policies.pilot import Answer, Pilot
 
@@ -24,7 +24,7 @@ _ROUNDING = 2
 
 
 class Publish(Protocol):
-    """Sends a target float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns."""
+    """Sends a target float32 [S] rad, to be reached ``duration`` ns after ``stamp`` ns or, with AT_ONCE, at once."""
 
     def __call__(self, target: np.ndarray, *, stamp: int, duration: int) -> None: ...
 
@@ -72,7 +72,11 @@ class Worker:
 
 
 class LockstepDriver:
-    """Answers each complete instant with exactly one command that carries its stamp, also when holding."""
+    """Answers each complete instant with exactly one command that carries its stamp, also when holding.
+
+    It waits for the rest of an instant and for the policy as long as it takes: the simulator waits, too, and its
+    time-out is an error, so that nothing that is commanded depends on the speed of the machine.
+    """
 
     def __init__(
         self,
@@ -88,71 +92,85 @@ class LockstepDriver:
         self._instruction = instruction
         self._worker = worker
         self._period = round(pilot.policy.spec.dt * NANOSECONDS)
-        self._running = False
         self._newest: int | None = None
-        self._answered: int | None = None
-        self._restart = True
+        # Whether to answer, and how often that was begun; a command goes out under the lock, while both are as they
+        # were when its instant came.
+        self._lock = threading.Lock()
+        self._running = False
+        self._run = 0
+        # Written by the worker alone: run and stamp of the last instant answered, and the answer.
+        self._answered: tuple[int, int] | None = None
         self._command: np.ndarray | None = None
 
     @property
     def pending(self) -> int | None:
         """The newest instant heard of (ns) that has not been answered."""
-        return self._newest if self._running and self._newest != self._answered else None
+        if not self._running or self._newest is None or self._answered == (self._run, self._newest):
+            return None
+        return self._newest
+
+    def waiting_for(self) -> str | None:
+        """Why the newest instant has no answer yet, None when it has one."""
+        stamp = self.pending
+        if stamp is None:
+            return None
+        missing = [source if source == JOINT_STATES else f"camera {source}" for source in self._buffer.missing(stamp)]
+        seconds = f"{stamp / NANOSECONDS:.3f} s"
+        return f"no {' and no '.join(missing)} of {seconds}" if missing else f"the policy's answer to {seconds}"
 
     def start(self) -> None:
         """Answer from now on, beginning with the instant that is being waited for."""
-        self._restart = True
-        self._running = True
+        with self._lock:
+            self._run += 1
+            self._running = True
         if self._newest is not None:
             self.on_message(self._newest)
 
     def stop(self) -> None:
-        """Answer no more."""
-        self._running = False
+        """Answer no more, nor what is being thought about."""
+        with self._lock:
+            self._running = False
 
     def on_message(self, stamp: int) -> None:
         """A message stamped ``stamp`` ns is in the buffer."""
         self._newest = stamp
         if self._running and not self._buffer.missing(stamp):
-            self._worker.submit(lambda: self._step(stamp, None))
+            run = self._run
+            self._worker.submit(lambda: self._step(stamp, run))
 
-    def give_up(self, stamp: int) -> None:
-        """The rest of instant ``stamp`` ns is not coming: hold, so that the simulator can go on."""
-        missing = [source if source == JOINT_STATES else f"camera {source}" for source in self._buffer.missing(stamp)]
-        self._worker.submit(lambda: self._step(stamp, f"no {' and no '.join(missing)} of {stamp / NANOSECONDS:.3f} s"))
-
-    def _step(self, stamp: int, hold: str | None) -> None:
-        """In the worker: decide and publish the command of instant ``stamp`` ns; ``hold`` says why not to think."""
-        if not self._running:
+    def _step(self, stamp: int, run: int) -> None:
+        """In the worker: decide and publish the command of instant ``stamp`` ns."""
+        if not self._running or run != self._run:
             return
-        if stamp == self._answered and not self._restart and self._command is not None:
+        if self._answered == (run, stamp) and self._command is not None:
             # The simulator repeats what nobody has answered: our command was sent before it could hear us.
-            self._publish(self._command, stamp=stamp, duration=self._period)
+            self._send(stamp, run)
             return
-        self._follow_clock(stamp)
+        self._follow_clock(stamp, run)
         now, end = stamp / NANOSECONDS, (stamp + self._period) / NANOSECONDS
         try:
             if not self._pilot.begun:
                 self._pilot.begin(self._buffer.state(stamp), now)
-            if hold is not None:
-                self._pilot.hold(now, hold)
-            elif self._pilot.needs_chunk(now):
+            if self._pilot.needs_chunk(now):
                 observation = self._buffer.observe(
                     stamp, instruction=self._instruction(), commanded=self._pilot.target(now)
                 )
                 self._pilot.take(self._pilot.think(observation, self._pilot.running(now)), now)
         except DataError as error:
             self._pilot.hold(now, str(error))
-        self._answered = stamp
-        if self._pilot.begun:
-            self._command = self._pilot.target(end)
-            self._publish(self._command, stamp=stamp, duration=self._period)
+        self._answered = (run, stamp)
+        self._command = self._pilot.target(end) if self._pilot.begun else None
+        self._send(stamp, run)
 
-    def _follow_clock(self, stamp: int) -> None:
+    def _send(self, stamp: int, run: int) -> None:
+        with self._lock:
+            if self._running and run == self._run and self._command is not None:
+                self._publish(self._command, stamp=stamp, duration=self._period)
+
+    def _follow_clock(self, stamp: int, run: int) -> None:
         """Start anew after a gap; raises ConfigError when the simulator runs at another rate than the policy."""
-        last, restart = self._answered, self._restart
-        self._restart = False
-        if restart or last is None or stamp < last or stamp - last >= GAP:
+        last_run, last = self._answered or (run, None)
+        if last is None or last_run != run or stamp < last or stamp - last >= GAP:
             self._pilot.forget()
             return
         if abs(stamp - last - self._period) > _ROUNDING:
@@ -164,7 +182,10 @@ class LockstepDriver:
 
 
 class RealtimeDriver:
-    """Streams interpolated targets; asks the policy about the newest instant whenever a new chunk is due."""
+    """Streams interpolated targets; asks the policy about the newest instant whenever a new chunk is due.
+
+    All is called in one thread; only thinking is done in the worker.
+    """
 
     def __init__(
         self,
@@ -186,9 +207,12 @@ class RealtimeDriver:
         self._period = round(NANOSECONDS / command_hz)
         self._max_age = max_age
         self._tolerance = pilot.policy.spec.dt / 2
+        # An answer that takes longer has nothing left to say.
+        self._horizon = round(pilot.policy.spec.action_horizon * pilot.policy.spec.dt * NANOSECONDS)
         self._running = False
         self._last: int | None = None
         self._asked: int | None = None
+        self._asked_at = 0
         self._answer: tuple[int, Answer] | None = None
         # Answers to questions asked before the last hold or start are of no use.
         self._generation = 0
@@ -201,7 +225,7 @@ class RealtimeDriver:
     def stop(self, now: int) -> None:
         """Send the target in force at ``now`` ns once more as the last one, then nothing."""
         if self._running and self._pilot.begun:
-            self._publish(self._pilot.target(now / NANOSECONDS), stamp=now, duration=self._period)
+            self._publish(self._pilot.target(now / NANOSECONDS), stamp=AT_ONCE, duration=0)
         self._forget()
         self._running = False
 
@@ -216,6 +240,7 @@ class RealtimeDriver:
             return
         if self._last is not None and (instant < self._last or instant - self._last >= GAP):
             self._forget()
+            self._asked_at = now
         self._last = instant
         try:
             if not self._pilot.begun:
@@ -223,18 +248,22 @@ class RealtimeDriver:
         except DataError as error:
             self._hold(now, str(error))
             return
+        thinking = now - self._asked_at
+        if self._worker.busy and thinking > self._horizon:
+            self._hold(now, f"the policy has not answered for {thinking / NANOSECONDS:.1f} s")
+            return
         answer, self._answer = self._answer, None
         if answer is not None and answer[0] == self._generation:
             self._pilot.take(answer[1], now / NANOSECONDS)
         if not self._worker.busy and instant != self._asked and self._pilot.needs_chunk(instant / NANOSECONDS):
-            self._ask(instant)
+            self._ask(instant, now)
         self._send(now)
 
-    def _ask(self, instant: int) -> None:
+    def _ask(self, instant: int, now: int) -> None:
         generation = self._generation
         seconds = instant / NANOSECONDS
         commanded, running = self._pilot.target(seconds), self._pilot.running(seconds)
-        self._asked = instant
+        self._asked, self._asked_at = instant, now
 
         def think() -> None:
             try:
@@ -261,4 +290,4 @@ class RealtimeDriver:
         self._pilot.forget()
 
     def _send(self, now: int) -> None:
-        self._publish(self._pilot.target((now + self._period) / NANOSECONDS), stamp=now, duration=self._period)
+        self._publish(self._pilot.target((now + self._period) / NANOSECONDS), stamp=AT_ONCE, duration=0)

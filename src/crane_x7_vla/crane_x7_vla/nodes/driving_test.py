@@ -11,7 +11,7 @@ import pytest
 from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.nodes.driving import LockstepDriver, RealtimeDriver, Worker
-from crane_x7_vla.nodes.messages import joint_state_message, rgb_to_image
+from crane_x7_vla.nodes.messages import AT_ONCE, joint_state_message, rgb_to_image
 from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
 from crane_x7_vla.policies.pilot import Pilot
 from crane_x7_vla.policies.policy import PolicySpec
@@ -84,10 +84,13 @@ class Bench:
         self.buffer = ObservationBuffer(CRANE_X7, ["primary"], dt=0.1)
         self.worker = InlineWorker()
         self.sent: list[tuple[int, int, float]] = []
+        self.sent_at: list[int] = []
+        self.now = 0
         self.instruction = "pick up"
 
     def publish(self, target: np.ndarray, *, stamp: int, duration: int) -> None:
         self.sent.append((stamp, duration, round(float(target[0]), 6)))
+        self.sent_at.append(self.now)
 
     def lockstep(self) -> LockstepDriver:
         driver = LockstepDriver(
@@ -112,6 +115,10 @@ class Bench:
         )
         driver.start()
         return driver
+
+    def tick(self, driver: RealtimeDriver, now: int) -> None:
+        self.now = now
+        driver.tick(now)
 
     def joints(self, stamp: int, state: np.ndarray = HOME) -> int:
         return self.buffer.add(JOINT_STATES, joint_state_message(CRANE_X7, stamp, state, np.zeros(8)))
@@ -177,17 +184,65 @@ def test_after_a_reset_plan_and_last_command_are_dropped(bench: Bench, jump: int
     assert len(bench.policy.seen) == 3
 
 
-def test_the_rest_of_an_instant_that_does_not_come_means_hold(bench: Bench) -> None:
+def test_an_incomplete_instant_is_waited_for_and_told(bench: Bench) -> None:
     driver = bench.lockstep()
+    assert driver.waiting_for() is None
     instant(bench, driver, SECOND)
+    assert driver.waiting_for() is None
     driver.on_message(bench.joints(SECOND + DT))
-    driver.give_up(SECOND + DT)
-    assert bench.sent[-1] == (SECOND + DT, DT, 0.01)
-    assert bench.pilot.hold_reason == "no camera primary of 1.100 s"
-    assert driver.pending is None
-    instant(bench, driver, SECOND + 2 * DT)
-    assert bench.pilot.hold_reason is None
+    assert driver.waiting_for() == "no camera primary of 1.100 s"
+    assert [stamp for stamp, _, _ in bench.sent] == [SECOND] * len(bench.sent)
+    bench.worker.delayed = True
+    driver.on_message(bench.image(SECOND + DT))
+    assert driver.waiting_for() == "the policy's answer to 1.100 s"
+    bench.worker.finish()
+    assert driver.waiting_for() is None
+    assert bench.sent[-1] == (SECOND + DT, DT, 0.02)
+    assert bench.pilot.counts.holds == 0
+
+
+class Interrupted:
+    """Stands in for the policy's ``infer``: does something to the driver in the middle of a thought."""
+
+    def __init__(self, bench: Bench, during: Callable[[], None]) -> None:
+        self._infer = bench.policy.infer
+        self._during = during
+
+    def __call__(self, observations: Sequence[Observation], **others: Any) -> list[ActionChunk]:
+        self._during()
+        return self._infer(observations, **others)
+
+
+def test_after_stop_nothing_is_sent_not_even_what_was_being_thought_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = bench.lockstep()
+    monkeypatch.setattr(bench.policy, "infer", Interrupted(bench, driver.stop))
+    instant(bench, driver, SECOND)
+    assert len(bench.policy.seen) == 1
+    assert bench.sent == []
+
+
+def test_a_start_while_an_older_run_thinks_is_not_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = bench.lockstep()
+    for k in range(2):
+        instant(bench, driver, SECOND + k * DT)
     assert bench.sent[-1][2] == 0.02
+    bench.worker.delayed = True
+    instant(bench, driver, SECOND + 2 * DT)
+
+    def restart() -> None:
+        driver.stop()
+        driver.start()
+
+    monkeypatch.setattr(bench.policy, "infer", Interrupted(bench, restart))
+    bench.worker.jobs.pop(0)()
+    assert [stamp for stamp, _, _ in bench.sent].count(SECOND + 2 * DT) == 0, "the answer of the run that was stopped"
+    monkeypatch.undo()
+    bench.worker.finish()
+    # Anew from the measured state, not from the plan of before.
+    assert bench.sent[-1] == (SECOND + 2 * DT, DT, 0.01)
+    assert driver.pending is None
 
 
 def test_nan_holds_but_the_simulator_is_answered(bench: Bench) -> None:
@@ -227,15 +282,14 @@ def drive(bench: Bench, driver: RealtimeDriver, begin: int, end: int, *, camera:
         if camera and now % DT == 0:
             bench.image(now - DT // 20)
         if now % (DT // 5) == 0:
-            driver.tick(now)
+            bench.tick(driver, now)
 
 
 def test_targets_are_streamed_and_interpolated(bench: Bench) -> None:
     driver = bench.realtime()
     drive(bench, driver, SECOND, 2 * SECOND)
-    stamps = [stamp for stamp, _, _ in bench.sent]
-    assert stamps == list(range(SECOND, 2 * SECOND, DT // 5))
-    assert {duration for _, duration, _ in bench.sent} == {DT // 5}
+    assert bench.sent_at == list(range(SECOND, 2 * SECOND, DT // 5))
+    assert {(stamp, duration) for stamp, duration, _ in bench.sent} == {(AT_ONCE, 0)}
     moves = np.diff([value for _, _, value in bench.sent])
     assert np.all(moves >= -1e-6)
     # 0.1 rad/s, less the time to the first answer.
@@ -249,7 +303,7 @@ def test_a_dead_camera_holds_the_arm_and_says_so(bench: Bench) -> None:
     drive(bench, driver, SECOND, 2 * SECOND)
     drive(bench, driver, 2 * SECOND, 3 * SECOND, camera=False)
     assert "camera primary is" in str(bench.pilot.hold_reason)
-    held = [value for stamp, _, value in bench.sent if stamp >= 2 * SECOND + 4 * DT]
+    held = [value for at, (_, _, value) in zip(bench.sent_at, bench.sent, strict=True) if at >= 2 * SECOND + 4 * DT]
     assert len(set(held)) == 1
     assert len(held) > 20
     asked = len(bench.policy.seen)
@@ -277,6 +331,35 @@ def test_a_slow_policy_never_blocks_and_its_past_rows_are_dropped(bench: Bench) 
     assert bench.sent[-1][2] == pytest.approx(0.0405, abs=1e-4)
 
 
+def test_a_policy_that_hangs_holds_the_arm_and_says_so_until_it_answers(bench: Bench) -> None:
+    driver = bench.realtime()
+    drive(bench, driver, SECOND, 2 * SECOND)
+    bench.worker.delayed = True
+    drive(bench, driver, 2 * SECOND, 3 * SECOND)
+    # Eight rows of 0.1 s: until then the plan goes on, or its last row is waited at.
+    assert bench.pilot.hold_reason == "the policy has not answered for 1.0 s"
+    assert len(bench.worker.jobs) == 1
+    held = bench.sent[-1][2]
+    holds = bench.pilot.counts.holds
+    drive(bench, driver, 3 * SECOND, 5 * SECOND)
+    assert bench.pilot.hold_reason == "the policy has not answered for 3.0 s"
+    assert bench.sent[-1][2] == held
+    assert bench.pilot.counts.holds == holds
+    bench.worker.finish()
+    bench.worker.delayed = False
+    drive(bench, driver, 5 * SECOND, 6 * SECOND)
+    assert bench.pilot.hold_reason is None
+    assert bench.sent[-1][2] > held + 0.05
+
+
+def test_a_simulator_that_jumps_ahead_is_not_taken_for_a_policy_that_hangs(bench: Bench) -> None:
+    driver = bench.realtime()
+    bench.worker.delayed = True
+    drive(bench, driver, SECOND, SECOND + DT)
+    drive(bench, driver, 3 * SECOND, 3 * SECOND + DT)
+    assert bench.pilot.hold_reason is None
+
+
 def test_an_answer_from_before_a_hold_is_not_followed(bench: Bench) -> None:
     driver = bench.realtime()
     bench.worker.delayed = True
@@ -284,7 +367,7 @@ def test_an_answer_from_before_a_hold_is_not_followed(bench: Bench) -> None:
     drive(bench, driver, SECOND + 2 * DT, 2 * SECOND, camera=False)
     assert bench.pilot.hold_reason is not None
     bench.worker.finish()
-    driver.tick(2 * SECOND)
+    bench.tick(driver, 2 * SECOND)
     drive(bench, driver, 2 * SECOND + DT, 2 * SECOND + DT + 1)
     assert {value for _, _, value in bench.sent} == {0.0}
 
@@ -294,7 +377,7 @@ def test_an_arm_unheard_for_a_second_is_taken_up_where_it_is(bench: Bench) -> No
     drive(bench, driver, SECOND, 2 * SECOND)
     bench.joints(4 * SECOND, HOME + np.float32(0.2))
     bench.image(4 * SECOND)
-    driver.tick(4 * SECOND)
+    bench.tick(driver, 4 * SECOND)
     assert bench.sent[-1][2] == pytest.approx(0.2, abs=0.01)
 
 

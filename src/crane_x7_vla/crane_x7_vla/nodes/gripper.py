@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.action import ActionClient
@@ -18,6 +20,8 @@ from crane_x7_vla.errors import ConfigError
 ACTION = "crane_x7_gripper_controller/gripper_cmd"
 # A goal replaces the one before and makes the controller start anew, so that only real changes are sent, rad.
 SMALLEST_CHANGE = 0.01
+# A controller that rejects a goal, as one does that is not active, is asked again after this time, s.
+RETRY_S = 2.0
 
 INTERFACES = ("auto", "trajectory", "action")
 
@@ -47,23 +51,37 @@ def choose_interface(wanted: str, *, lockstep: bool) -> tuple[str, ...]:
 class GripperAction:
     """Sends position goals to the gripper's controller; never waits for it."""
 
-    def __init__(self, node: Node, *, max_effort: float) -> None:
-        """max_effort: N·m, 0 leaves it to the controller."""
+    def __init__(self, node: Node, *, max_effort: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """max_effort: N·m, 0 leaves it to the controller. clock: s, paces what is sent again."""
         action: Any = importlib.import_module("control_msgs.action").GripperCommand
         self._goal_type = action.Goal
         self._client: Any = ActionClient(node, action, ACTION)
+        self._node = node
         self._max_effort = max_effort
+        self._clock = clock
         self._sent: float | None = None
+        self._rejected_at: float | None = None
 
-    def send(self, position: float) -> bool:
-        """Command ``position`` rad if it differs from the last one sent; whether the controller is there to hear it."""
+    def send(self, position: float) -> None:
+        """Command ``position`` rad if it differs from the last one sent, or that one was rejected a while ago."""
         if not self._client.server_is_ready():
-            self._sent = None
-            return False
+            self._sent = self._rejected_at = None
+            return
+        if self._rejected_at is not None:
+            if self._clock() - self._rejected_at < RETRY_S:
+                return
+            self._sent = self._rejected_at = None
         if self._sent is None or abs(position - self._sent) >= SMALLEST_CHANGE:
             goal = self._goal_type()
             goal.command.position = float(position)
             goal.command.max_effort = self._max_effort
-            self._client.send_goal_async(goal)
+            self._client.send_goal_async(goal).add_done_callback(self._on_answer)
             self._sent = position
-        return True
+
+    def _on_answer(self, future: Any) -> None:
+        if not future.result().accepted:
+            self._rejected_at = self._clock()
+            self._node.get_logger().warning(
+                f"the gripper's controller rejected a goal, sending it again in {RETRY_S:g} s; is the controller "
+                "active? See: ros2 control list_controllers"
+            )

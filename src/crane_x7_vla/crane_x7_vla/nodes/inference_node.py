@@ -39,7 +39,9 @@ NAME = "vla_inference"
 # The same reason for holding is told again after this time, s.
 _REPEAT_S = 5.0
 _STATUS_S = 1.0
-_PATIENCE_CHECK_S = 0.2
+_WATCH_S = 0.2
+# In lockstep an instant without an answer is told of after this time, s.
+_SILENCE_S = 2.0
 
 _LIMITS = SafetyLimits()
 
@@ -71,11 +73,10 @@ class Settings:
     )
     gripper_interface: str = parameter("auto", "trajectory, action (needs control_msgs), or auto: both where possible")
     gripper_effort: float = parameter(0.0, "max_effort of gripper goals, N·m; 0 leaves it to the controller")
-    lockstep_patience: float = parameter(2.0, "wait for the rest of an instant before holding, s of wall time")
     dry_run: bool = parameter(False, "do everything but send commands")
 
     def __post_init__(self) -> None:
-        for name in ("control_hz", "command_hz", "lockstep_patience"):
+        for name in ("control_hz", "command_hz"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"parameter '{name}' must be positive, got {getattr(self, name)}")
         if self.n_action_steps < 0:
@@ -149,8 +150,7 @@ class InferenceNode(FallibleNode):
             self._lockstep = LockstepDriver(
                 self._pilot, self._buffer, self._publish, lambda: self._instruction, self._worker
             )
-            self._pending: tuple[int, float] | None = None
-            self.create_timer(_PATIENCE_CHECK_S, self._on_patience, clock=wall)
+            self.create_timer(_WATCH_S, self._on_watch, clock=wall)
         else:
             self._realtime = RealtimeDriver(
                 self._pilot,
@@ -174,6 +174,7 @@ class InferenceNode(FallibleNode):
         self.create_service(Trigger, "~/stop", self._on_stop)
         self._status = self.create_publisher(String, "~/status", latched_qos())
         self._told: tuple[str, float] | None = None
+        self._pending: tuple[int, float] | None = None
         self._running = False
         self._sent = 0
         self.create_timer(_STATUS_S, self._on_status, clock=wall)
@@ -226,18 +227,18 @@ class InferenceNode(FallibleNode):
             self._realtime.tick(self.get_clock().now().nanoseconds)
         self._look_after()
 
-    def _on_patience(self) -> None:
-        """Lockstep: hold where the rest of an instant does not come."""
-        if self._lockstep is None:
-            return
-        pending = self._lockstep.pending
-        if pending is None or self._worker.busy:
-            self._pending = None
-        elif self._pending is None or self._pending[0] != pending:
-            self._pending = (pending, time.monotonic())
-        elif time.monotonic() - self._pending[1] > self._settings.lockstep_patience:
-            self._lockstep.give_up(pending)
+    def _on_watch(self) -> None:
+        """Lockstep: what keeps an instant from being answered is told; the simulator waits and looks at the time."""
+        pending = None if self._lockstep is None else self._lockstep.pending
+        if pending is None or self._pending is None or self._pending[0] != pending:
+            self._pending = None if pending is None else (pending, time.monotonic())
         self._look_after()
+
+    def _waiting_for(self) -> str | None:
+        """Lockstep: what an instant has lacked for too long, None when nothing."""
+        if self._lockstep is None or self._pending is None or time.monotonic() - self._pending[1] < _SILENCE_S:
+            return None
+        return self._lockstep.waiting_for()
 
     def _publish(self, target: np.ndarray, *, stamp: int, duration: int) -> None:
         if not self._settings.dry_run:
@@ -297,6 +298,9 @@ class InferenceNode(FallibleNode):
         reason = "; ".join(pilot.clamp_reasons)
         if pilot.hold_reason is not None:
             reason = f"{'holding' if pilot.begun else 'waiting'}: {pilot.hold_reason}"
+        waiting_for = self._waiting_for()
+        if waiting_for is not None:
+            reason = f"waiting: {waiting_for}"
         if not self._running or not reason:
             return
         # Numbers in it change from tick to tick.
@@ -310,9 +314,10 @@ class InferenceNode(FallibleNode):
     def _on_status(self) -> None:
         pilot = self._pilot
         newest = self._buffer.newest()
+        waiting_for = self._waiting_for()
         if not self._running:
             state = "stopped"
-        elif not pilot.begun:
+        elif not pilot.begun or waiting_for is not None:
             state = "waiting"
         else:
             state = "running" if pilot.hold_reason is None else "holding"
@@ -321,7 +326,7 @@ class InferenceNode(FallibleNode):
             "instruction": self._instruction,
             "stamp": None if newest is None else newest / NANOSECONDS,
             "latency_s": round(pilot.latency, 4),
-            "hold_reason": pilot.hold_reason,
+            "hold_reason": waiting_for or pilot.hold_reason,
             "clamped": list(pilot.clamp_reasons),
             "counts": dataclasses.asdict(pilot.counts) | {"commands": self._sent},
             "dry_run": self._settings.dry_run,

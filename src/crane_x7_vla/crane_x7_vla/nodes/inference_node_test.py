@@ -21,6 +21,7 @@ from crane_x7_bringup.session import Json, Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
 from crane_x7_vla.nodes.commands import ARM_TOPIC, GRIPPER_TOPIC
 from crane_x7_vla.nodes.messages import (
+    AT_ONCE,
     command_qos,
     joint_state_message,
     publisher_qos,
@@ -38,6 +39,7 @@ PERIOD = 100_000_000
 # A policy that turns joint 1 by 0.01 rad a row; what it does otherwise is said by the instruction.
 STAND_IN = """
 import sys
+import threading
 import numpy as np
 from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.nodes.inference_node import NAME, InferenceNode
@@ -54,6 +56,8 @@ class Policy:
 
     def infer(self, observations, *, running=None, rng=None):
         (observation,) = observations
+        if observation.instruction == "hang":
+            threading.Event().wait()
         if observation.instruction == "raise":
             raise RuntimeError("out of ideas")
         rows = np.tile(observation.commanded, (8, 1))
@@ -165,10 +169,10 @@ def test_a_real_model_drives_the_simulated_arm_in_lockstep(tmp_path: Path, tiny_
         assert session.wait_status("vla_inference", lambda s: s["state"] == "stopped", "the stop")
 
 
-def test_lockstep_holds_on_nan_errors_and_a_missing_picture_and_goes_on_after(
+def test_lockstep_holds_on_nan_and_errors_waits_for_a_missing_picture_and_goes_on_after(
     tmp_path: Path, stand_in: NodeSpec
 ) -> None:
-    node = with_parameters(stand_in, lockstep=True, lockstep_patience=0.3)
+    node = with_parameters(stand_in, lockstep=True)
     with graph(tmp_path / "log", node) as session:
         arm = Arm(session)
         instructions = session.node.create_publisher(String, "vla_inference/instruction", 1)
@@ -181,9 +185,9 @@ def test_lockstep_holds_on_nan_errors_and_a_missing_picture_and_goes_on_after(
         stamp = 1_000_000_000
         moves = []
 
-        def step(*, camera: bool = True) -> None:
+        def step() -> None:
             nonlocal stamp
-            arm.show(stamp, camera=camera)
+            arm.show(stamp)
             moves.append(round(float(arm.answered(stamp)[0]), 4))
             stamp += PERIOD
 
@@ -201,9 +205,9 @@ def test_lockstep_holds_on_nan_errors_and_a_missing_picture_and_goes_on_after(
         instruct("pick up")
         step()
         assert moves[-1] == 0.05
-        step(camera=False)
-        assert moves[-1] == 0.05
-        wait_held(session, "no camera primary of 1.7")
+        arm.show(stamp, camera=False)
+        wait_for(session, "waiting", "no camera primary of 1.7")
+        assert arm.commands["arm"][-1][0] < stamp
         step()
         assert moves[-1] == 0.06
         # The simulator's clock jumps: plan and last command are dropped, the measured state counts.
@@ -218,29 +222,60 @@ def test_lockstep_holds_on_nan_errors_and_a_missing_picture_and_goes_on_after(
             session.wait_until(lambda: False, "the end of the node")
 
 
+def wait_for(session: Session, state: str, reason: str) -> None:
+    def reached(status: Json) -> bool:
+        return status["state"] == state and reason in str(status["hold_reason"])
+
+    session.wait_status("vla_inference", reached, f"{state} because of {reason}")
+
+
 def wait_held(session: Session, reason: str) -> None:
-    def held(status: Json) -> bool:
-        return status["state"] == "holding" and reason in status["hold_reason"]
-
-    session.wait_status("vla_inference", held, f"a hold because of {reason}")
+    wait_for(session, "holding", reason)
 
 
-def test_in_real_time_a_dead_camera_holds_the_arm(tmp_path: Path, stand_in: NodeSpec) -> None:
+def test_lockstep_says_that_it_waits_for_a_policy_that_hangs_and_ends_all_the_same(
+    tmp_path: Path, stand_in: NodeSpec
+) -> None:
+    with graph(tmp_path / "log", with_parameters(stand_in, lockstep=True, instruction="pick up")) as session:
+        arm = Arm(session)
+        instructions = session.node.create_publisher(String, "vla_inference/instruction", 1)
+        session.wait_connected("vla_inference/instruction")
+        instructions.publish(String(data="hang"))
+        session.wait_status("vla_inference", lambda s: s["instruction"] == "hang", "the instruction")
+        arm.show(1_000_000_000)
+        wait_for(session, "waiting", "the policy's answer to 1.000 s")
+        session.call_trigger("vla_inference/stop")
+        session.wait_status("vla_inference", lambda s: s["state"] == "stopped", "the stop")
+    assert arm.commands == {"arm": [], "gripper": []}
+
+
+def test_in_real_time_a_dead_camera_and_a_policy_that_hangs_hold_the_arm(tmp_path: Path, stand_in: NodeSpec) -> None:
     with graph(tmp_path / "log", with_parameters(stand_in, max_age=0.4)) as session:
         arm = Arm(session)
         clock = session.node.get_clock()
-        timer = session.node.create_timer(0.05, lambda: arm.show(clock.now().nanoseconds))
-        session.wait_until(lambda: len(arm.commands["arm"]) > 40, "a stream of commands")
-        values = [position[0] for _, _, position in arm.commands["arm"]]
-        assert values[-1] > 0.01
-        assert {duration for _, duration, _ in arm.commands["arm"]} == {20_000_000}
-        timer.cancel()
-        session.node.create_timer(0.05, lambda: arm.show(clock.now().nanoseconds, camera=False))
+        camera = True
+        session.node.create_timer(0.05, lambda: arm.show(clock.now().nanoseconds, camera=camera))
+
+        def moved() -> bool:
+            return any(position[0] > 0.01 for _, _, position in arm.commands["arm"])
+
+        def still() -> bool:
+            last = [position[0] for _, _, position in arm.commands["arm"][-10:]]
+            return len(last) == 10 and len(set(last)) == 1
+
+        session.wait_until(moved, "the arm's motion")
+        assert {(stamp, duration) for stamp, duration, _ in arm.commands["arm"]} == {(AT_ONCE, 0)}
+        camera = False
         wait_held(session, "camera primary is")
+        session.wait_until(still, "the held target")
+        camera = True
         arm.commands["arm"].clear()
-        session.wait_until(lambda: len(arm.commands["arm"]) > 10, "the held target")
-        held = [position[0] for _, _, position in arm.commands["arm"]]
-        assert len(set(held[2:])) == 1
+        session.wait_until(moved, "the motion with the camera")
+        instructions = session.node.create_publisher(String, "vla_inference/instruction", 1)
+        session.wait_connected("vla_inference/instruction")
+        instructions.publish(String(data="hang"))
+        wait_held(session, "the policy has not answered for")
+        session.wait_until(still, "the held target")
         session.call_trigger("vla_inference/stop")
         session.wait_status("vla_inference", lambda s: s["state"] == "stopped", "the stop")
 

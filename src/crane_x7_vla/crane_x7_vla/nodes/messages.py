@@ -22,6 +22,18 @@ from crane_x7_vla.robot import RobotSpec
 
 NANOSECONDS = 1_000_000_000
 
+AT_ONCE = 0
+"""Header stamp of a trajectory that begins when its controller reads it, see ``start_ns``.
+
+Targets streamed to a JointTrajectoryController have this stamp and one point with time_from_start 0 (ros2_controllers,
+branch humble at ad559d9; jazzy at ed360c9 and kilted do the same):
+joint_trajectory_controller.cpp:1492 drops a trajectory with another stamp when its last point is in the past, which a
+busy machine or a clock that differs makes of a target 20 ms ahead;
+joint_trajectory_controller.cpp:205 lets every new trajectory begin at the measured position unless open_loop_control is
+set (RT does not set it), so that a stream of short ramps would pull a loaded arm back 50 times a second;
+trajectory.cpp:128 takes stamp 0 for the time of the first sample, and :205 gives a point that is due as it is.
+"""
+
 # Messages kept per topic where none may be lost; a depth of 200 costs no time against 20 (measured, 128 x 128 images).
 _DEEP = 200
 
@@ -145,7 +157,7 @@ def trajectory_points(message: JointTrajectory, joint_names: Sequence[str]) -> t
     """(int64 [P] ns after the start, float64 [P, J] rad in the order of ``joint_names``).
 
     Raises DataError when the joints are not those named, when there is no point, and for points with the wrong number
-    of positions, with a position that is not finite, or with times that are not positive and increasing.
+    of positions, with a position that is not finite, or with times that are negative or not increasing.
     """
     names = list(message.joint_names)
     if sorted(names) != sorted(joint_names):
@@ -167,8 +179,8 @@ def trajectory_points(message: JointTrajectory, joint_names: Sequence[str]) -> t
     times = np.array(
         [p.time_from_start.sec * NANOSECONDS + p.time_from_start.nanosec for p in message.points], dtype=np.int64
     )
-    if times[0] <= 0 or np.any(np.diff(times) <= 0):
-        raise DataError("time_from_start of the trajectory's points must be positive and increasing")
+    if times[0] < 0 or np.any(np.diff(times) <= 0):
+        raise DataError("time_from_start of the trajectory's points must be increasing, and not negative")
     return times, positions
 
 

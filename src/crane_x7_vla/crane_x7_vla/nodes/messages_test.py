@@ -191,8 +191,8 @@ def test_trajectories_that_cannot_be_followed_are_refused() -> None:
         messages.trajectory_points(trajectory(times=()), ["a", "b"])
     with pytest.raises(DataError, match="of b is not a finite"):
         messages.trajectory_points(trajectory((0.0, float("nan"))), ["a", "b"])
-    for times in ((0,), (2, 2), (3, 1)):
-        with pytest.raises(DataError, match="positive and increasing"):
+    for times in ((-1,), (0, 0), (2, 2), (3, 1)):
+        with pytest.raises(DataError, match="increasing, and not negative"):
             messages.trajectory_points(trajectory(times=times), ["a", "b"])
     short = trajectory()
     next(iter(short.points)).positions = [0.0]

@@ -58,16 +58,12 @@ class Executor:
         """Whether the policy should be asked about an observation made at ``stamp``."""
         return self._plan is None or stamp >= self._next_due - _SAME_S
 
-    def finished(self, stamp: float) -> bool:
-        """Whether no row is left after ``stamp``, so that the arm waits."""
-        return self._plan is None or upcoming(self._plan, stamp) is None
-
     def follow(self, chunk: ActionChunk, *, now: float, observed: float) -> None:
         """Follow ``chunk`` from the target in force at ``now``.
 
         chunk: rows to come, see ``upcoming``. observed: stamp of the observation the policy was asked about; the next
         chunk is due ``n_action_steps`` rows after it.
-        Raises ValueError when a row is due at ``now`` or before.
+        Raises ValueError when a row is due before ``now``.
         """
         times = np.array([chunk.due(row) for row in range(len(chunk.actions))]) - now
         self._setpoint.replace(now, times, chunk.actions)

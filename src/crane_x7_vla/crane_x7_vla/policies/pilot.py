@@ -105,12 +105,12 @@ class Pilot:
         try:
             (chunk,) = self.policy.infer([observation], running=[running])
         except Exception as error:
-            # Whatever a policy does, the arm holds and the reason is told; the traceback once, it would come 10 times
-            # a second.
+            # Whatever a policy does, the arm holds and the reason is told; the traceback once in a row, it would come
+            # 10 times a second.
             failure = f"the policy failed: {' '.join(f'{type(error).__name__}: {error}'.split())}"
             if failure != self._last_failure:
                 logger.exception("the policy failed, holding")
-            self._last_failure = failure
+        self._last_failure = failure
         return Answer(observation=observation, chunk=chunk, failure=failure, latency=time.monotonic() - begin)
 
     def take(self, answer: Answer, now: float) -> bool:

@@ -104,6 +104,19 @@ def test_an_exception_of_the_policy_holds_the_target_in_force(error: Exception, 
     assert flown.counts.holds == 1
 
 
+def test_a_failures_traceback_is_logged_once_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(_: Observation) -> np.ndarray:
+        raise RuntimeError("out of ideas")
+
+    flown = pilot()
+    logged = []
+    for answer in (fails, fails, ramp, fails, fails):
+        flown.policy.answer = answer  # pyright: ignore[reportAttributeAccessIssue]
+        flown.think(observe(1.0), None)
+        logged.append(len(caplog.records))
+    assert logged == [1, 1, 1, 2, 2]
+
+
 def test_nan_holds_and_a_good_answer_moves_again() -> None:
     flown = pilot(lambda o: np.full((8, 8), np.nan, np.float32))
     for _ in range(2):
