@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crane_x7_bringup.base import BASE_DIRECTORY
+from crane_x7_bringup.base.shape import BASE_DIRECTORY
 from crane_x7_bringup.demo.goals import GOALS, Goal
 
 # Scenes of demonstrations and of trials come from ranges that never meet, also between demo seeds.

@@ -9,7 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from crane_x7_bringup import base
+from crane_x7_bringup.base.__main__ import make_base
+from crane_x7_bringup.base.pretraining import Pretraining, spread
+from crane_x7_bringup.base.scenes import Scenes, render_scenes
+from crane_x7_bringup.base.shape import BASE_DIRECTORY
 from crane_x7_bringup.demo.stages import TRAINING
 from crane_x7_vla.backends import backend_class
 from crane_x7_vla.config.yaml import load_config
@@ -20,12 +23,12 @@ from lift.tasks.pick_up import COLOURS
 
 
 @pytest.fixture(scope="module")
-def scenes() -> base.Scenes:
-    return base.render_scenes(3, 700)
+def scenes() -> Scenes:
+    return render_scenes(3, 700)
 
 
 @pytest.fixture(scope="module")
-def statistics(scenes: base.Scenes) -> DatasetStatistics:
+def statistics(scenes: Scenes) -> DatasetStatistics:
     stats = norm_stats(scenes.state)
     return DatasetStatistics(action=stats, state=stats, num_transitions=700, num_trajectories=700, fingerprint="")
 
@@ -38,8 +41,8 @@ def built(directory: Path, statistics: DatasetStatistics) -> torch.nn.Module:
     return backend_class(config.backend)(config, robot=CRANE_X7, statistics=statistics).build()
 
 
-def test_scenes_are_repeatable_and_labelled(scenes: base.Scenes) -> None:
-    again = base.render_scenes(3, 5)
+def test_scenes_are_repeatable_and_labelled(scenes: Scenes) -> None:
+    again = render_scenes(3, 5)
     np.testing.assert_array_equal(again.images, scenes.images[:5])
     np.testing.assert_array_equal(again.target, scenes.target[:5])
     assert set(scenes.named) == set(COLOURS)
@@ -51,7 +54,7 @@ def test_scenes_are_repeatable_and_labelled(scenes: base.Scenes) -> None:
 
 def test_a_place_in_the_image_is_shared_by_the_four_nearest_patches() -> None:
     places = np.array([[[0.5, 0.25], [0.0625, 0.9375]], [[1.2, 0.5], [np.nan, np.nan]]], np.float32)
-    shares = base.spread(places).reshape(2, 2, 8, 8)
+    shares = spread(places).reshape(2, 2, 8, 8)
     np.testing.assert_allclose(shares[0, 0, 1:3, 3:5], 0.25)
     assert shares[0, 1, 7, 0] == 1.0
     np.testing.assert_allclose(shares[0].sum(axis=(1, 2)), 1.0)
@@ -59,10 +62,10 @@ def test_a_place_in_the_image_is_shared_by_the_four_nearest_patches() -> None:
 
 
 def test_updates_lower_the_loss_and_leave_a_base_that_training_loads(
-    scenes: base.Scenes, statistics: DatasetStatistics, tmp_path: Path
+    scenes: Scenes, statistics: DatasetStatistics, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    training = base.Pretraining(scenes, seed=0)
+    training = Pretraining(scenes, seed=0)
     losses = [training.step(0.0) for _ in range(12)]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     training.save(tmp_path / "base")
@@ -74,11 +77,11 @@ def test_updates_lower_the_loss_and_leave_a_base_that_training_loads(
 
 
 def test_the_shipped_base_is_small_and_fits_the_demos_settings(statistics: DatasetStatistics) -> None:
-    assert sum(path.stat().st_size for path in base.BASE_DIRECTORY.iterdir()) < 10_000_000
-    model = built(base.BASE_DIRECTORY, statistics)
+    assert sum(path.stat().st_size for path in BASE_DIRECTORY.iterdir()) < 10_000_000
+    model = built(BASE_DIRECTORY, statistics)
     assert sum(parameter.numel() for parameter in model.parameters()) > 500_000
 
 
 def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--scenes is 10; expected more than 648"):
-        base.make_base(tmp_path, scenes=10, steps=1, seed=0, workers=1, console=Console(file=io.StringIO()))
+        make_base(tmp_path, scenes=10, steps=1, seed=0, workers=1, console=Console(file=io.StringIO()))
