@@ -2,8 +2,8 @@
 """A flag for every setting of a config, made from the config's own dataclasses.
 
 A setting's flag is its path without the section: ``training.batch_size`` is ``--batch-size``,
-``openvla_oft.film.enabled`` is ``--film-enabled`` and ``--no-film-enabled``. Underscores (``--batch_size=8``, as W&B
-sweeps write them), full paths (``--training.batch-size``) and ``--film-enabled=false`` are understood too.
+``openvla_oft.proprio.enabled`` is ``--proprio-enabled`` and ``--no-proprio-enabled``. Underscores (``--batch_size=8``,
+as W&B sweeps write them), full paths (``--training.batch-size``) and ``--proprio-enabled=false`` are understood too.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def switches(config_type: type[VLAConfig]) -> set[str]:
 
 
 def _dotted(table: Mapping[str, Setting]) -> dict[str, str]:
-    """{'--openvla-oft.film.enabled': '--film-enabled', '--film.enabled': the same, …}."""
+    """{'--openvla-oft.proprio.enabled': '--proprio-enabled', '--proprio.enabled': the same, …}."""
     whole = {"--" + setting.path.replace("_", "-"): flag for flag, setting in table.items()}
     within = {"--" + setting.path.partition(".")[2].replace("_", "-"): flag for flag, setting in table.items()}
     return {**within, **whole}
