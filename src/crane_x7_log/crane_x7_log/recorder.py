@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from crane_x7_log.commands import CommandTracker
 from crane_x7_log.config import RecorderConfig
-from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, COMMANDS, STATE, Stamped
+from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, COMMANDS, NANOSECONDS, STATE, Stamped
 from crane_x7_log.session import Session
 from crane_x7_log.status import Finished, State, Status
 from crane_x7_log.writer import Ending, EpisodeThread, Outcome, Report
@@ -188,11 +188,19 @@ class Recorder:
             self._advance(now)
 
     def on_command(
-        self, part: str, start_ns: int, times_ns: NDArray[np.int64], positions: NDArray[np.float64], now: float
+        self, part: str, start_ns: int | None, times_ns: NDArray[np.int64], positions: NDArray[np.float64], now: float
     ) -> None:
-        """A trajectory to ARM_COMMAND or GRIPPER_COMMAND: positions [P, J] rad, ``times_ns`` [P] after ``start_ns``."""
+        """A trajectory to ARM_COMMAND or GRIPPER_COMMAND: positions [P, J] rad, ``times_ns`` [P] after ``start_ns``.
+
+        start_ns: None for at once, that is ``now`` by the clock of the joint states, whatever this machine's says.
+        """
         before = self._fed_session()
         measured = self._latest.state
+        if start_ns is None:
+            if measured is None:
+                self.reject(part, "it has no stamp, and no joint state has said what time it is")
+                return
+            start_ns = measured.stamp_ns + round((now - self._latest.arrived[STATE]) * NANOSECONDS)
         self._tracker.follow(part, start_ns, times_ns, positions, measured=None if measured is None else measured.value)
         self._latest.commands_ns[part] = start_ns
         self._latest.arrived[part] = now

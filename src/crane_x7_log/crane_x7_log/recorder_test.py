@@ -46,6 +46,8 @@ class Rig:
     log: pytest.LogCaptureFixture
     publishers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOPICS, 1))
     now: float = 0.0
+    ahead_ns: int = 0
+    """By how much the clock of the stamps is ahead of the recorder's."""
 
     def start(self, instruction: str = "pick up the red cube", *, seed: int | None = None) -> str:
         return self.recorder.start(instruction, self.now, started_at="2026-01-01T00:00:00+00:00", seed=seed)
@@ -58,15 +60,18 @@ class Rig:
         without: tuple[str, ...] = (),
         image: Callable[[int], np.ndarray] = image_at,
         arm: Callable[[int], np.ndarray] | None = None,
+        at_once: bool = False,
     ) -> None:
-        """Joint states at 100 Hz, images at 25 Hz, commands at 20 Hz when ``arm`` gives them, in real time."""
+        """Joint states at 100 Hz, images at 25 Hz, commands at 20 Hz when ``arm`` gives them, in real time.
+
+        at_once: the commands have no stamp and are due when they come, instead of 50 ms after their stamp.
+        """
         for ms in range(begin_ms, end_ms, 10):
-            self.now, stamp = ms / 1000, ms * MS
+            self.now, stamp = ms / 1000, ms * MS + self.ahead_ns
             if arm is not None and ms % 50 == 0:
                 for part, joints in ((ARM_COMMAND, slice(0, 7)), (GRIPPER_COMMAND, slice(7, 8))):
-                    self.recorder.on_command(
-                        part, stamp, np.array([50 * MS]), arm(stamp)[None, joints].astype(np.float64), self.now
-                    )
+                    start, times = (None, np.array([0])) if at_once else (stamp, np.array([50 * MS]))
+                    self.recorder.on_command(part, start, times, arm(stamp)[None, joints].astype(np.float64), self.now)
             if STATE not in without:
                 self.recorder.on_joint_state(stamp, state_at(stamp), self.now)
             for camera in ("primary", "wrist"):
@@ -197,6 +202,33 @@ def test_the_commanded_target_is_the_one_in_force_at_the_end_of_the_step(make: M
     assert episode.commanded is not None
     assert len(episode.stamp) >= 9
     np.testing.assert_allclose(episode.commanded, np.tile(2 * (episode.stamp[:, None] + 0.1), (1, 8)), atol=1e-5)
+
+
+def test_a_command_without_a_stamp_is_in_force_when_it_comes_by_the_clock_of_the_joint_states(make: Make) -> None:
+    """Commands at 0, 50, 100 ms …; a step that ends between two holds the one before, one that ends with one that."""
+    rig = make(CONFIG)
+
+    def said(stamp_ns: int) -> np.ndarray:
+        return np.full(8, stamp_ns / 1e9, np.float32)
+
+    rig.ahead_ns = 500_000 * MS
+    rig.run(0, 300, arm=said, at_once=True)
+    rig.start()
+    rig.run(300, 1500, arm=said, at_once=True)
+    rig.recorder.stop(rig.now)
+    episode, metadata = rig.saved()
+    assert episode.commanded is not None
+    assert len(episode.stamp) >= 9
+    ends = np.round(episode.stamp + 0.1, 6)
+    expected = np.floor(np.round(ends / 0.05, 3)) * 0.05
+    np.testing.assert_allclose(episode.commanded, np.tile(expected[:, None], (1, 8)), atol=1e-4)
+    assert metadata.dropped[ARM_COMMAND] == 0
+
+
+def test_a_command_without_a_stamp_before_the_first_joint_state_is_told(make: Make) -> None:
+    rig = make(replace(CONFIG, commanded="required"))
+    rig.recorder.on_command(ARM_COMMAND, None, np.array([0]), np.ones((1, 7)), rig.now)
+    assert "it has no stamp, and no joint state has said what time it is" in " ".join(rig.recorder.status().waiting_for)
 
 
 def test_a_gripper_that_was_never_commanded_holds_where_it_was(make: Make) -> None:

@@ -36,13 +36,13 @@ from crane_x7_log.status import Status
 from crane_x7_log.writer import EpisodeThread
 from crane_x7_vla.errors import USER_ERRORS, ConfigError, DataError
 from crane_x7_vla.nodes.messages import (
+    AT_ONCE,
     command_qos,
     image_to_rgb,
     joint_state_positions,
     latched_qos,
     sensor_qos,
     stamp_ns,
-    start_ns,
     trajectory_points,
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
@@ -193,7 +193,7 @@ class RecorderNode(Node):
         except DataError as error:
             self._reject(part, error)
             return
-        start = start_ns(message, self.get_clock().now().nanoseconds)
+        start = None if stamp_ns(message.header) == AT_ONCE else stamp_ns(message.header)
         self._recorder.on_command(part, start, times, positions, time.monotonic())
 
     def _reject(self, source: str, error: DataError) -> None:
