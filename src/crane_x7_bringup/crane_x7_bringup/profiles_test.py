@@ -180,6 +180,14 @@ def test_included_launch_files_do_not_share_their_arguments(profile: Profile) ->
     assert len(includes) == 1 or len(list(calls(tree, "GroupAction"))) == len(includes)
 
 
+@pytest.mark.parametrize("profile", [p for p in PROFILES.values() if len(p.nodes) > 1], ids=lambda p: p.name)
+def test_a_launch_with_several_nodes_ends_when_one_of_them_does(profile: Profile) -> None:
+    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    (description,) = calls(tree, "LaunchDescription")
+    assert "together" in ast.unparse(description)
+    assert "together = RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(" in ast.unparse(tree)
+
+
 @pytest.mark.parametrize("node", ["sim", "vla_inference"])
 def test_launch_files_of_the_packages_start_what_the_profiles_start(node: str) -> None:
     package, file = PACKAGE_FILES[node]

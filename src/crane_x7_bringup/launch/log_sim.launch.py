@@ -3,7 +3,14 @@
 # launch is no package of the registry, so it is not there where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
-from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    GroupAction,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -82,5 +89,7 @@ def generate_launch_description() -> LaunchDescription:
             "camera_names": "[primary, wrist]",
         }.items(),
     )
+    # The nodes need each other: whichever ends, all end, as under the supervisor.
+    together = RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node has ended")]))
     # A group keeps an included file's arguments to itself; params_file of the first would be that of the second too.
-    return LaunchDescription([*ARGUMENTS, GroupAction([sim]), expert, GroupAction([recorder])])
+    return LaunchDescription([*ARGUMENTS, together, GroupAction([sim]), expert, GroupAction([recorder])])
