@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from crane_x7_log.commands import CommandTracker
 from crane_x7_log.config import RecorderConfig
-from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, COMMANDS, NANOSECONDS, STATE, Stamped
+from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, NANOSECONDS, STATE, Stamped
 from crane_x7_log.session import Session
+from crane_x7_log.sources import Sources
 from crane_x7_log.status import Finished, State, Status
 from crane_x7_log.writer import Ending, EpisodeThread, Outcome, Report
 from crane_x7_vla.data.episode import Step, set_success
@@ -71,11 +72,9 @@ class Recorder:
         """count_publishers: of a source's topic; tells what is missing, and that two arms are on one topic."""
         self._config = config
         self._writer = writer
-        self._count_publishers = count_publishers
-        self._labels = {source: f"{source} ({topic})" for source, topic in config.topics.items()}
+        self._sources = Sources(config.topics, count_publishers)
         self._tracker = CommandTracker(config.robot)
         self._latest = _Latest(None, {}, {}, {})
-        self._problems: dict[str, str] = {}
         self._state = State.IDLE
         self._current: _Current | None = None
         self._saved = 0
@@ -94,14 +93,14 @@ class Recorder:
             raise RefusedError(f"the recorder is {self._state.value}; wait until its status is idle")
         if not instruction.strip():
             raise RefusedError("the parameter instruction is empty; set it to what the arm is to do, in words")
-        two_arms = self._two_arms()
+        two_arms = self._sources.two_arms()
         if two_arms:
             raise RefusedError(two_arms)
         self._writer.check()
-        self._problems.clear()
+        self._sources.problems.clear()
         session = Session(
             self._config,
-            labels=self._labels,
+            labels=self._sources.labels,
             tracker=self._tracker,
             instruction=instruction,
             seed=seed,
@@ -111,7 +110,7 @@ class Recorder:
         self._state = State.WAITING
         self._feed_latest(session, now)
         self._advance(now)
-        lacking = "; ".join(self._describe_all(self._lacking()))
+        lacking = "; ".join(self._sources.describe_all(self._lacking()))
         return f"recording as soon as these come: {lacking}" if lacking else "recording"
 
     def stop(self, now: float) -> str:
@@ -159,7 +158,7 @@ class Recorder:
             instruction="" if current is None else current.session.instruction,
             missed=dict(missed),
             dropped=dict(dropped),
-            waiting_for=self._describe_all(self._lacking()),
+            waiting_for=self._sources.describe_all(self._lacking()),
             saved=self._saved,
             last=self._last,
         )
@@ -227,11 +226,11 @@ class Recorder:
             if quiet or now - current.stop_asked_at >= _SETTLE_LIMIT_S:
                 self._end(STOPPED, now)
             return
-        two_arms = self._two_arms()
+        two_arms = self._sources.two_arms()
         if two_arms:
             self._end(two_arms, now)
         elif now - current.progress_at >= self._config.timeout_s:
-            lacking = "; ".join(self._describe_all(self._needed(current.session.waiting_for())))
+            lacking = "; ".join(self._sources.describe_all(self._needed(current.session.waiting_for())))
             hint = current.session.hint()
             reason = f"no step for {self._config.timeout_s:g} s, waiting for {lacking}"
             self._end(f"{reason}; {hint}" if hint else reason, now)
@@ -292,7 +291,7 @@ class Recorder:
     def _note(self, source: str, problem: str | None) -> None:
         if problem is None:
             return
-        self._problems[source] = problem
+        self._sources.problems[source] = problem
         if self._current is not None:
             self._current.session.dropped[source] += 1
 
@@ -375,16 +374,6 @@ class Recorder:
         self._current = None
         self._state = State.IDLE
 
-    def _two_arms(self) -> str:
-        """Why two publishers of joint states are refused; empty when there are not."""
-        count = 0 if self._count_publishers is None else self._count_publishers(STATE)
-        if count <= 1:
-            return ""
-        return (
-            f"{count} nodes publish {self._config.topics[STATE]}, so the states of two arms would be mixed; "
-            "stop one of them or move it to a namespace of its own (a killed node is forgotten after 20 s)"
-        )
-
     def _lacking(self) -> list[str]:
         """Sources that keep an episode from beginning."""
         if self._state is State.WAITING and self._current is not None:
@@ -396,18 +385,3 @@ class Recorder:
     def _needed(self, sources: list[str]) -> list[str]:
         lacks_command = self._config.commanded == "required" and not self._tracker.arm_commanded
         return [*sources, ARM_COMMAND] if lacks_command and ARM_COMMAND not in sources else sources
-
-    def _describe_all(self, sources: list[str]) -> tuple[str, ...]:
-        return tuple(self._describe(source) for source in sources)
-
-    def _describe(self, source: str) -> str:
-        """What is missing, why as far as known, and what to start."""
-        text = self._labels[source]
-        if self._count_publishers is not None:
-            count = self._count_publishers(source)
-            text += f", published by {count} node{'s' if count > 1 else ''}" if count else ", which nobody publishes"
-        if source in self._problems:
-            text += f", last problem: {self._problems[source]}"
-        if source in COMMANDS:
-            return f"{text}: start the teleoperation or the policy"
-        return f"{text}: start the {'arm' if source == STATE else 'camera'} or the simulated arm"

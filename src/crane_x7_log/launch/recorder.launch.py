@@ -5,13 +5,14 @@
 
 from typing import List  # noqa: UP035
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import DeclareLaunchArgument, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 
 # launch knows typing's List only.
 STRINGS = List[str]  # noqa: UP006
@@ -41,6 +42,13 @@ def typed(name: str, kind: type) -> ParameterValue:
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
+def end_with_node(event: ProcessExited, _: LaunchContext) -> Shutdown:
+    """Without the node there is nothing to launch; its failure is the launch's, which a mere shutdown would hide."""
+    if event.returncode != 0:
+        raise RuntimeError(f"the recorder ended with exit code {event.returncode}")
+    return Shutdown(reason="the recorder ended")
+
+
 def generate_launch_description() -> LaunchDescription:
     """One node, its parameter file and the arguments laid over it."""
     recorder = Node(
@@ -49,6 +57,7 @@ def generate_launch_description() -> LaunchDescription:
         name="recorder",
         namespace=LaunchConfiguration("namespace"),
         output="screen",
+        on_exit=end_with_node,
         parameters=[
             LaunchConfiguration("params_file"),
             {
