@@ -28,8 +28,15 @@ LEAVES = [
     "crane_x7_vla.safety",
     "crane_x7_vla.data.tfrecord",
     "crane_x7_vla.data.episode",
+    "crane_x7_vla.data.metadata",
     "crane_x7_vla.data.statistics",
+    "crane_x7_vla.data.step",
+    "crane_x7_vla.transforms.action",
+    "crane_x7_vla.transforms.image",
+    "crane_x7_vla.transforms.prompt",
+    "crane_x7_vla.transforms.state",
     "crane_x7_vla.config.base",
+    "crane_x7_vla.config.schema",
     "crane_x7_vla.backends",
     "crane_x7_vla.backends.openvla_oft.config",
     "crane_x7_vla.training.arguments",
@@ -41,6 +48,10 @@ LEAVES = [
     "lift.interface",
     "lift.expert",
     "lift.wilson",
+    "crane_x7_bringup.child",
+    "crane_x7_bringup.profiles",
+    "crane_x7_bringup.supervisor",
+    "crane_x7_bringup.up",
 ]
 HEAVY = ("torch", "tensorflow", "rclpy", "cv2", "transformers", "peft", "mujoco")
 

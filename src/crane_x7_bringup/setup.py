@@ -18,7 +18,10 @@ setup(
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/params", glob("crane_x7_bringup/params/*.yaml")),
     ],
-    install_requires=["crane_x7_vla", "crane_x7_log", "crane_x7_lift", "matplotlib", "rich"],
+    install_requires=[
+        *("crane_x7_vla[train]", "crane_x7_log", "crane_x7_lift[policies]"),
+        *("numpy", "PyYAML", "matplotlib", "rich", "torch"),
+    ],
     zip_safe=False,
     entry_points={"console_scripts": ["demo = crane_x7_bringup.demo.__main__:main"]},
 )

@@ -18,7 +18,8 @@ setup(
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/params", glob("lift/params/*.yaml")),
     ],
-    install_requires=["crane_x7_vla", "mujoco-core[rendering]"],
+    install_requires=["crane_x7_vla", "numpy", "mujoco-core[rendering]", "rich"],
+    extras_require={"policies": ["crane_x7_vla[inference]", "torch"]},
     zip_safe=False,
     entry_points={
         "console_scripts": ["sim_node = lift.nodes.sim_node:main", "expert_node = lift.nodes.expert_node:main"]

@@ -3,6 +3,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 PACKAGE = "crane_x7_vla"
+INFERENCE = ["torch", "safetensors", "tokenizers", "peft", "jaxtyping"]
 
 setup(
     name=PACKAGE,
@@ -19,7 +20,12 @@ setup(
         (f"share/{PACKAGE}/params", glob("crane_x7_vla/params/*.yaml")),
         (f"share/{PACKAGE}/configs", glob("configs/*.yaml")),
     ],
-    install_requires=["numpy", "PyYAML", "simplejpeg", "google-crc32c"],
+    install_requires=["numpy", "PyYAML", "simplejpeg", "google-crc32c", "pillow"],
+    extras_require={
+        "inference": INFERENCE,
+        "train": [*INFERENCE, "rich", "tensorboard", "huggingface-hub"],
+        "wandb": ["wandb"],
+    },
     zip_safe=False,
     entry_points={"console_scripts": ["vla_inference_node = crane_x7_vla.nodes.inference_node:main"]},
 )
