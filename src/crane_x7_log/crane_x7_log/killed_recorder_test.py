@@ -1,5 +1,7 @@
 """A recorder that is killed at any moment loses nothing that was whole, and at most the last second of the rest.
 
+Without ROS, to be killed at many points; nodes/recorder_node_test.py kills the node.
+
     python -m crane_x7_log.killed_recorder_test FOLDER
 
 is the process that forks recorders and kills them; a process of its own, because pytest's has threads.

@@ -1,6 +1,6 @@
 """A robot for the tests of the recorder node, run as a process of its own: rclpy and pytest's forks do not mix.
 
-    python -m crane_x7_log.nodes.fake_robot_test lockstep|realtime|second_arm
+    python -m crane_x7_log.nodes.fake_robot_test lockstep|realtime|interrupted|second_arm
 
 Speaks the protocol of the recorder's documentation, nothing else, and prints one line of JSON about what it did.
 """
@@ -66,6 +66,7 @@ class FakeRobot(Node):
     def __init__(self) -> None:
         super().__init__("fake_robot")
         self.status: dict[str, object] = {}
+        self._played_ns = START_NS
         self._joints = self.create_publisher(JointState, "joint_states", publisher_qos())
         self._images = {
             "primary": self.create_publisher(Image, "camera/color/image_raw", publisher_qos()),
@@ -140,6 +141,26 @@ class FakeRobot(Node):
                 trajectory_message(names, stamp_ns, times_ns, targets[:, joints].astype(np.float64))
             )
 
+    def play(self, done: Callable[[], bool], what: str) -> None:
+        """Joint states at 100 Hz, images at 25 Hz and commands at 20 Hz of header time, until ``done``."""
+        limit = time.monotonic() + _LIMIT_S
+        while not done():
+            if time.monotonic() > limit:
+                raise TimeoutError(f"{what}; the recorder says {self.status}")
+            self._played_ns += 10 * MS
+            stamp_ns = self._played_ns
+            if stamp_ns % (50 * MS) == 0:
+                self.publish_commands(stamp_ns, [50 * MS], target_at(stamp_ns)[None])
+            self.publish_state(stamp_ns)
+            if stamp_ns % (40 * MS) == 0:
+                for camera in ("primary", "wrist"):
+                    self.publish_image(camera, stamp_ns)
+            self._executor.spin_once(timeout_sec=0.01)
+
+    def play_steps(self, n: int) -> None:
+        """Until the present episode has ``n`` steps."""
+        self.play(lambda: isinstance(self.status["steps"], int) and self.status["steps"] >= n, f"no {n} steps")
+
     def saved(self) -> dict[str, object]:
         """Waits for the recorder to be idle; what it says of the last episode."""
         self.wait(lambda: self.status["state"] == "idle" and self.status["last"] is not None, "never idle")
@@ -180,43 +201,29 @@ def lockstep(robot: FakeRobot) -> dict[str, object]:
 
 
 def realtime(robot: FakeRobot) -> dict[str, object]:
-    """Two seconds saved, one of a discarded episode, and an episode that is left in the middle."""
+    """One second of a discarded episode, two saved, and an episode that is left in the middle."""
     robot.set_parameters(instruction=INSTRUCTION)
-    stamp_ns = START_NS
-
-    def run(done: Callable[[], bool], what: str) -> None:
-        nonlocal stamp_ns
-        limit = time.monotonic() + _LIMIT_S
-        while not done():
-            if time.monotonic() > limit:
-                raise TimeoutError(f"{what}; the recorder says {robot.status}")
-            stamp_ns += 10 * MS
-            if stamp_ns % (50 * MS) == 0:
-                robot.publish_commands(stamp_ns, [50 * MS], target_at(stamp_ns)[None])
-            robot.publish_state(stamp_ns)
-            if stamp_ns % (40 * MS) == 0:
-                for camera in ("primary", "wrist"):
-                    robot.publish_image(camera, stamp_ns)
-            robot._executor.spin_once(timeout_sec=0.01)
-
-    def steps(n: int) -> Callable[[], bool]:
-        return lambda: isinstance(robot.status["steps"], int) and robot.status["steps"] >= n
-
-    run(lambda: robot.status["waiting_for"] == [], "not all sources were seen")
+    robot.play(lambda: robot.status["waiting_for"] == [], "not all sources were seen")
     assert robot.call("start")[0]
-    run(steps(10), "no steps")
+    robot.play_steps(10)
     assert robot.call("discard")[0]
-    discarded = robot.saved()
+    return {"discarded": robot.saved(), **interrupted(robot)}
+
+
+def interrupted(robot: FakeRobot) -> dict[str, object]:
+    """Two seconds saved, and an episode that is left in the middle."""
+    robot.set_parameters(instruction=INSTRUCTION)
+    robot.play(lambda: robot.status["waiting_for"] == [], "not all sources were seen")
     assert robot.call("start")[0]
-    run(steps(20), "no steps")
+    robot.play_steps(20)
     assert robot.call("stop")[0]
     robot.wait(lambda: robot.status["saved"] == 1, "not saved")
     saved = robot.saved()
     ok, _ = robot.call("stop")
     assert not ok
     assert robot.call("start")[0]
-    run(steps(15), "no steps")
-    return {"discarded": discarded, "saved": saved, "left": robot.status["episode"]}
+    robot.play_steps(15)
+    return {"saved": saved, "left": robot.status["episode"]}
 
 
 def second_arm(robot: FakeRobot) -> dict[str, object]:
@@ -237,7 +244,8 @@ def main(scenario: str) -> int:
     rclpy.init()
     robot = FakeRobot()
     robot.wait_for_recorder()
-    result = {"lockstep": lockstep, "realtime": realtime, "second_arm": second_arm}[scenario](robot)
+    scenarios = {"lockstep": lockstep, "realtime": realtime, "interrupted": interrupted, "second_arm": second_arm}
+    result = scenarios[scenario](robot)
     sys.stdout.write(json.dumps(result) + "\n")
     robot.destroy_node()
     rclpy.shutdown()

@@ -33,6 +33,7 @@ from crane_x7_vla.data.episode import (
     EpisodeMetadata,
     decode_jpeg,
     encode_jpeg,
+    list_episodes,
     list_partials,
     read_episode,
 )
@@ -172,6 +173,43 @@ def test_realtime_over_dds_discard_save_and_interruption(tmp_path: Path, env: di
 
 
 @pytest.mark.ros
+def test_a_node_killed_in_the_middle_leaves_what_was_saved_and_an_episode_to_recover(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    root = tmp_path / "data"
+    with recorder(tmp_path, env, joint_max_age_s=30.0, camera_max_age_s=30.0) as node:
+        result = fake_robot("interrupted", env, node)
+        node.kill()
+        assert node.wait(LIMIT_S) == -signal.SIGKILL
+    saved, left = result["saved"], Path(str(result["left"]))
+    assert isinstance(saved, dict)
+    # Nothing half looks whole: readers see the saved episode alone.
+    assert [str(path) for path in list_episodes(root)] == [saved["path"]]
+    assert len(read_episode(Path(saved["path"])).state) == saved["steps"] >= 20
+    assert sorted(path.name for path in left.parent.iterdir()) == [
+        "episode_1.tfrecord.partial",
+        "episode_metadata.json.partial",
+    ]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "crane_x7_log.episodes", "recover", str(root)],
+        env=env,
+        check=True,
+        timeout=LIMIT_S,
+        capture_output=True,
+        text=True,
+    )
+    recovered = read_episode(left)
+    assert done.stdout == f"recovered {len(recovered.state)} steps: {left}\n"
+    # 15 were there; what the disk was given less than a second ago may be gone.
+    assert len(recovered.state) >= 15 - 10
+    np.testing.assert_allclose(np.diff(recovered.stamp), 0.1, atol=1e-6)
+    np.testing.assert_array_equal(recovered.action[:-1], recovered.state[1:])
+    assert metadata_of(left).recovered
+    assert list_partials(root) == []
+
+
+@pytest.mark.ros
 def test_a_wrong_parameter_ends_the_node_with_one_line(tmp_path: Path, env: dict[str, str]) -> None:
     with recorder(tmp_path, env, commanded="maybe") as node:
         assert node.wait(LIMIT_S) == 2
@@ -207,6 +245,7 @@ def test_the_parameter_file_and_the_launch_arguments_are_the_nodes_settings() ->
     arguments = set(re.findall(r'typed\("(\w+)"', launch)) - {"use_sim_time"}
     assert arguments | set(in_file) == set(defaults)
     assert not arguments & set(in_file), "one place for each default"
+    assert "on_exit=end_with_node" in launch
     for name, default in re.findall(r'DeclareLaunchArgument\(\s*"(\w+)", default_value="([^"]*)"', launch):
         if name in arguments:
             value = yaml.safe_load(default) if name != "instruction" else default
