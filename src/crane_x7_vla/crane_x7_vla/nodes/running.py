@@ -16,6 +16,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from crane_x7_vla.command import USER_ERROR
 from crane_x7_vla.errors import USER_ERRORS, ConfigError
 
 # How long a signal may wait for its turn, s.
@@ -91,7 +92,7 @@ def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None =
             logging.getLogger().removeHandler(handler)
     except USER_ERRORS as error:
         sys.stderr.write(f"{name}: {error}\n")
-        return 2
+        return USER_ERROR
     except _Interrupted:
         return 0
     finally:
