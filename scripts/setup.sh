@@ -39,9 +39,9 @@ fi
 stamp=$venv/.requirements
 wanted=$(cat requirements/*.txt src/*/setup.py | sha256sum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-  need_kb=6000000
+  need_kb=6000000  # with torch's CPU build, which PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu brings
   free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
-  [ "$free_kb" -ge $need_kb ] || [ -d "$venv/lib" ] || fail "only $((free_kb / 1000)) MB free here, the environment needs $((need_kb / 1000)) MB. Make room or clone on another disk"
+  [ "$free_kb" -ge $need_kb ] || [ -d "$venv/lib" ] || fail "only $((free_kb / 1000)) MB free here, the environment needs $((need_kb / 1000)) MB, and several GB more with torch for NVIDIA GPUs. Make room or clone on another disk"
   say "Python environment: .venv"
   "$python" -m venv "$venv"
   pip=("$venv/bin/python" -m pip --disable-pip-version-check)
