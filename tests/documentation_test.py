@@ -36,9 +36,22 @@ GAP = "…"  # what a quoted message leaves out
 NODES = {"sim": sim_node, "expert": expert_node, "recorder": recorder_node, "vla_inference": inference_node}
 INTERFACES = ROOT / "docs" / "ros_interface.md"
 # Not of this repository, so that nothing here can say whether they are right.
-FOREIGN_PROGRAMS = {"apt-get", "cd", "colcon", "df", "export", "git", "hf", "source", "sudo", "tensorboard", "wandb"}
+FOREIGN_PROGRAMS = {
+    "apt-get",
+    "cd",
+    "colcon",
+    "df",
+    "export",
+    "git",
+    "hf",
+    "pip",
+    "source",
+    "sudo",
+    "tensorboard",
+    "wandb",
+}
 FOREIGN_PACKAGES = {"crane_x7_examples", "realsense2_camera"}
-FOREIGN_MODULES = {"pip", "venv"}
+FOREIGN_MODULES = {"colcon", "pip", "venv"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +138,7 @@ def test_a_documented_command_would_be_understood(command: Command, workplace: P
         check_make(words)
     elif program == "ros2":
         check_ros2(words)
-    elif program == "python":
+    elif program in ("python", "python3"):
         check_python(words)
     else:
         assert program in FOREIGN_PROGRAMS, f"{command}: what is {program}?"
@@ -165,7 +178,19 @@ def check_python(words: list[str]) -> None:
         profile, *words = [word for word in arguments if not word.startswith("--")]
         check_assignments(profile, words)
     if module == "crane_x7_bringup.call":
-        assert (SERVICES[f"/{arguments[0]}"] == "SetBool") == (len(arguments) == 2), f"{arguments}"
+        check_call(*arguments)
+
+
+def check_call(name: str, *words: str) -> None:
+    """A service with its answer, or a node with parameters that may be set while it runs."""
+    if name in NODES:
+        assert words
+        for word in words:
+            parameter, assigned, _ = word.partition(":=")
+            assert assigned, word
+            assert parameter in parameters(name), f"{name} has no parameter {parameter}"
+    else:
+        assert (SERVICES[f"/{name}"] == "SetBool") == (len(words) == 1), f"{name} {words}"
 
 
 def provide(arguments: list[str]) -> None:
@@ -186,14 +211,37 @@ def provide(arguments: list[str]) -> None:
 
 
 def check_options(module: str, arguments: list[str]) -> None:
-    text = help_of(module)
+    text = own = help_of(module)
     commands = re.search(r"\{([\w,-]+)\}", text)
     if commands is not None and arguments and arguments[0] in commands[1].split(","):
-        text += help_of(module, arguments[0])
+        own = help_of(module, arguments[0])
+        text += own
     for word in arguments:
         if word.startswith("--"):
             flag = word.partition("=")[0]
             assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{module} has no {flag}"
+    given = {word.partition("=")[0] for word in arguments}
+    if "--help" not in given:
+        for choice in required_flags(own):
+            assert choice & given, f"{module} needs {' or '.join(sorted(choice))}"
+
+
+def required_flags(text: str) -> list[set[str]]:
+    """From a help text: the flags that stand in its usage without brackets; of each set one must be given."""
+    usage = text.partition("\n\n")[0]
+    while (rest := re.sub(r"\[[^][]*\]", "", usage)) != usage:
+        usage = rest
+    groups = re.findall(r"\(([^()]*)\)", usage)
+    alone = re.sub(r"\([^()]*\)", "", usage)
+    return [set(re.findall(r"--[\w-]+", group)) for group in groups if "--" in group] + [
+        {flag} for flag in re.findall(r"--[\w-]+", alone)
+    ]
+
+
+def test_a_flag_that_a_command_needs_is_missed() -> None:
+    for module, arguments in (("crane_x7_vla.scripts.merge_lora", ["--adapter_path", "a"]), ("lift.evaluate", [])):
+        with pytest.raises(AssertionError, match="needs --"):
+            check_options(module, arguments)
 
 
 @functools.cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import setuptools
