@@ -11,6 +11,7 @@ from crane_x7_log.frozen import FrozenCameraWatch
 from crane_x7_log.sampling import Sample, Stamped
 from crane_x7_vla.data.episode import EpisodeArrays, EpisodeFile, EpisodeMetadata, Step, decode_jpeg, remedy
 from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.protocol import NANOSECONDS
 from crane_x7_vla.robot import RobotSpec, robot_spec
 
 # Encoder noise and a calibration a little off bring a measured joint beyond its limit; more than this is wrong, rad.
@@ -135,6 +136,6 @@ def _check_images(file: EpisodeFile) -> list[Finding]:
 
 
 def _sample(step: Step) -> Sample:
-    stamp_ns = round(step.stamp * 1e9)
+    stamp_ns = round(step.stamp * NANOSECONDS)
     images = {camera: Stamped(stamp_ns, jpeg) for camera, jpeg in step.images.items()}
     return Sample(stamp_ns, Stamped(stamp_ns, step.state), images)

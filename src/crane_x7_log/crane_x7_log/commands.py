@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crane_x7_log.sampling import ARM_COMMAND, GRIPPER_COMMAND, NANOSECONDS
+from crane_x7_log.sampling import ARM_COMMAND, GRIPPER_COMMAND
+from crane_x7_vla.protocol import NANOSECONDS, RESET_GAP
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.trajectory import Setpoint
-
-# After a jump of the clock a command is of the new time if it starts at most this long after it.
-_NEW_TIME_NS = NANOSECONDS
 
 
 class CommandTracker:
@@ -70,7 +68,7 @@ class CommandTracker:
     def forget_before(self, stamp_ns: int) -> None:
         """The clock jumped to ``stamp_ns``: controllers began anew and hold, but for commands of the new time."""
         for part, start_ns in list(self._starts_ns.items()):
-            if not stamp_ns <= start_ns <= stamp_ns + _NEW_TIME_NS:
+            if not stamp_ns <= start_ns <= stamp_ns + RESET_GAP:
                 del self._starts_ns[part], self._setpoints[part]
 
     def at(self, stamp_ns: int) -> NDArray[np.float32]:

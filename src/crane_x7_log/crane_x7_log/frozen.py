@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crane_x7_log.sampling import NANOSECONDS, Sample
+from crane_x7_log.sampling import Sample
+from crane_x7_vla.protocol import NANOSECONDS
 
 # A joint that moves this far changes what any camera that looks at the arm sees, rad.
 MOVED_RAD = 0.1

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from crane_x7_log.sampling import (
     BACKWARDS_NS,
     COMMANDS,
-    NANOSECONDS,
     STATE,
     Sample,
     Stamped,
     Transition,
     backwards,
 )
+from crane_x7_vla.protocol import NANOSECONDS
 
 # Instants kept while one of them is not complete; the publishers' queues are as deep.
 _DEPTH = 20

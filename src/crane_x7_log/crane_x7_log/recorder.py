@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from crane_x7_log.commands import CommandTracker
 from crane_x7_log.config import RecorderConfig
-from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, NANOSECONDS, STATE, Stamped
+from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, STATE, Stamped
 from crane_x7_log.session import Session
 from crane_x7_log.sources import Sources
 from crane_x7_log.status import Finished, State, Status
 from crane_x7_log.writer import Ending, EpisodeThread, Outcome, Report
 from crane_x7_vla.data.episode import Step, set_success
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.protocol import NANOSECONDS
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from crane_x7_vla.protocol import NANOSECONDS
+
 STATE = "joint_states"
 ARM_COMMAND = "arm_command"
 GRIPPER_COMMAND = "gripper_command"
 COMMANDS = (ARM_COMMAND, GRIPPER_COMMAND)
-
-NANOSECONDS = 1_000_000_000
 
 # A stamp this far behind the one before is not a late message but a clock that was set back.
 BACKWARDS_NS = NANOSECONDS // 2

@@ -11,8 +11,9 @@ from crane_x7_log.commands import CommandTracker
 from crane_x7_log.config import RecorderConfig
 from crane_x7_log.frozen import FrozenCameraWatch
 from crane_x7_log.lockstep import LockstepSampler
-from crane_x7_log.sampling import COMMANDS, NANOSECONDS, STATE, GridSampler, Sampler, Transition
+from crane_x7_log.sampling import COMMANDS, STATE, GridSampler, Sampler, Transition
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, Step, encode_jpeg
+from crane_x7_vla.protocol import NANOSECONDS
 
 
 class Session:

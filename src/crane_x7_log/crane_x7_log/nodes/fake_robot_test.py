@@ -32,6 +32,7 @@ from crane_x7_vla.nodes.messages import (
     to_stamp,
     trajectory_message,
 )
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, JOINT_STATES, camera_topic
 from crane_x7_vla.robot import CRANE_X7
 
 MS = 1_000_000
@@ -67,14 +68,14 @@ class FakeRobot(Node):
         super().__init__("fake_robot")
         self.status: dict[str, object] = {}
         self._played_ns = START_NS
-        self._joints = self.create_publisher(JointState, "joint_states", publisher_qos())
+        self._joints = self.create_publisher(JointState, JOINT_STATES, publisher_qos())
         self._images = {
-            "primary": self.create_publisher(Image, "camera/color/image_raw", publisher_qos()),
-            "wrist": self.create_publisher(Image, "camera_wrist/color/image_raw", publisher_qos()),
+            "primary": self.create_publisher(Image, camera_topic("primary"), publisher_qos()),
+            "wrist": self.create_publisher(Image, camera_topic("wrist"), publisher_qos()),
         }
         self._commands = {
-            name: self.create_publisher(JointTrajectory, f"crane_x7_{name}_controller/joint_trajectory", command_qos())
-            for name in ("arm", "gripper")
+            "arm": self.create_publisher(JointTrajectory, ARM_TOPIC, command_qos()),
+            "gripper": self.create_publisher(JointTrajectory, GRIPPER_TOPIC, command_qos()),
         }
         self.create_subscription(String, "recorder/status", self._on_status, latched_qos())
         self._triggers = {
@@ -229,7 +230,7 @@ def interrupted(robot: FakeRobot) -> dict[str, object]:
 def second_arm(robot: FakeRobot) -> dict[str, object]:
     """A second publisher of joint states."""
     robot.set_parameters(instruction=INSTRUCTION)
-    other = robot.create_publisher(JointState, "joint_states", publisher_qos())
+    other = robot.create_publisher(JointState, JOINT_STATES, publisher_qos())
     ok, text = robot.call("start")
     while ok:  # the recorder has not discovered it yet
         robot.call("discard")

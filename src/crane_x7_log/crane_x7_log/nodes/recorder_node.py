@@ -47,6 +47,7 @@ from crane_x7_vla.nodes.messages import (
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
 from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, JOINT_STATES, PRIMARY_CAMERA, camera_topic
 from crane_x7_vla.robot import robot_spec
 
 logger = logging.getLogger(__name__)
@@ -70,17 +71,13 @@ class Settings:
     seed: int = parameter(-1, "of the scene, noted with an episode when it is started; -1 for none")
     control_hz: float = parameter(10.0, "steps per second")
     lockstep: bool = parameter(False, "record a simulator that waits for the commands of each instant")
-    camera_names: tuple[str, ...] = parameter(("primary",), "cameras; each is recorded, and none may be missing")
+    camera_names: tuple[str, ...] = parameter((PRIMARY_CAMERA,), "cameras; each is recorded, and none may be missing")
     camera_topics: tuple[str, ...] = parameter(
         (), "image topic of each camera; empty: camera/color/image_raw for primary, else camera_NAME/color/image_raw"
     )
-    joint_states_topic: str = parameter("joint_states", "sensor_msgs/JointState of the robot that acts")
-    arm_command_topic: str = parameter(
-        "crane_x7_arm_controller/joint_trajectory", "trajectory_msgs/JointTrajectory to the arm's controller"
-    )
-    gripper_command_topic: str = parameter(
-        "crane_x7_gripper_controller/joint_trajectory", "trajectory_msgs/JointTrajectory to the gripper's controller"
-    )
+    joint_states_topic: str = parameter(JOINT_STATES, "sensor_msgs/JointState of the robot that acts")
+    arm_command_topic: str = parameter(ARM_TOPIC, "trajectory_msgs/JointTrajectory to the arm's controller")
+    gripper_command_topic: str = parameter(GRIPPER_TOPIC, "trajectory_msgs/JointTrajectory to the gripper's controller")
     commanded: str = parameter(
         "auto",
         "whether action/commanded is recorded: auto (if a controller was commanded by the first steps), required (wait "
@@ -105,7 +102,7 @@ class Settings:
                 f"camera_names has {len(names)} entries and camera_topics {len(given)}; give one topic for each "
                 "camera, or none for the usual ones"
             )
-        usual = tuple(f"{'camera' if name == 'primary' else f'camera_{name}'}/color/image_raw" for name in names)
+        usual = tuple(camera_topic(name) for name in names)
         return {
             STATE: self.joint_states_topic,
             ARM_COMMAND: self.arm_command_topic,

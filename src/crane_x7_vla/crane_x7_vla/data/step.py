@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from crane_x7_vla.data.tfrecord import Feature, decode_example, encode_example
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.protocol import NANOSECONDS, PRIMARY_CAMERA
 
 SCHEMA_VERSION = 1
-PRIMARY_CAMERA = "primary"
 STATE_SOURCE = "state"
 """Not a camera: the name under which the stamp of the joint state is stored."""
 
@@ -184,7 +184,7 @@ def _camera_of(key: str) -> str | None:
 
 
 def _nanoseconds(seconds: float) -> NDArray[np.int64]:
-    return np.array([round(seconds * 1e9)], np.int64)
+    return np.array([round(seconds * NANOSECONDS)], np.int64)
 
 
 def _seconds(features: Mapping[str, Feature], key: str) -> float | None:
@@ -193,7 +193,7 @@ def _seconds(features: Mapping[str, Feature], key: str) -> float | None:
         return None
     if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.size != 1:
         raise DataError(f"{key} must be one int64, got {_describe(value)}")
-    return int(value[0]) / 1e9
+    return int(value[0]) / NANOSECONDS
 
 
 def _floats(features: Mapping[str, Feature], keys: Sequence[str]) -> NDArray[np.float32]:

@@ -8,10 +8,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from crane_x7_vla.nodes.gripper import GripperAction
 from crane_x7_vla.nodes.messages import command_qos, trajectory_message
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC
 from crane_x7_vla.robot import RobotSpec
-
-ARM_TOPIC = "crane_x7_arm_controller/joint_trajectory"
-GRIPPER_TOPIC = "crane_x7_gripper_controller/joint_trajectory"
 
 
 class CommandPublisher:

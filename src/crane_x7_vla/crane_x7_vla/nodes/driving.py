@@ -13,12 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from crane_x7_vla.errors import ConfigError, DataError
-from crane_x7_vla.nodes.messages import AT_ONCE, NANOSECONDS
-from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.nodes.messages import AT_ONCE
+from crane_x7_vla.nodes.observing import ObservationBuffer
 from crane_x7_vla.policies.pilot import Answer, Pilot
+from crane_x7_vla.protocol import JOINT_STATES, NANOSECONDS, RESET_GAP
 
-# A simulator's clock jumps forward by this at a reset, and an arm unheard for this long may be anywhere, ns.
-GAP = NANOSECONDS
 # Stamps are rounded to ns, so that periods differ by one.
 _ROUNDING = 2
 
@@ -170,7 +169,7 @@ class LockstepDriver:
     def _follow_clock(self, stamp: int, run: int) -> None:
         """Start anew after a gap; raises ConfigError when the simulator runs at another rate than the policy."""
         last_run, last = self._answered or (run, None)
-        if last is None or last_run != run or stamp < last or stamp - last >= GAP:
+        if last is None or last_run != run or stamp < last or stamp - last >= RESET_GAP:
             self._pilot.forget()
             return
         if abs(stamp - last - self._period) > _ROUNDING:
@@ -238,7 +237,7 @@ class RealtimeDriver:
         if problem is not None or instant is None:
             self._hold(now, problem or "nothing seen yet")
             return
-        if self._last is not None and (instant < self._last or instant - self._last >= GAP):
+        if self._last is not None and (instant < self._last or instant - self._last >= RESET_GAP):
             self._forget()
             self._asked_at = now
         self._last = instant

@@ -12,9 +12,10 @@ from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.nodes.driving import LockstepDriver, RealtimeDriver, Worker
 from crane_x7_vla.nodes.messages import AT_ONCE, joint_state_message, rgb_to_image
-from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.nodes.observing import ObservationBuffer
 from crane_x7_vla.policies.pilot import Pilot
 from crane_x7_vla.policies.policy import PolicySpec
+from crane_x7_vla.protocol import JOINT_STATES
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.safety import SafetyLimits
 from crane_x7_vla.types import ActionChunk, Observation

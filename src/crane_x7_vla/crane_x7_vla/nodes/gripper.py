@@ -16,8 +16,8 @@ from rclpy.action import ActionClient
 from rclpy.node import Node
 
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.protocol import GRIPPER_ACTION
 
-ACTION = "crane_x7_gripper_controller/gripper_cmd"
 # A goal replaces the one before and makes the controller start anew, so that only real changes are sent, rad.
 SMALLEST_CHANGE = 0.01
 # A controller that rejects a goal, as one does that is not active, is asked again after this time, s.
@@ -55,7 +55,7 @@ class GripperAction:
         """max_effort: N·m, 0 leaves it to the controller. clock: s, paces what is sent again."""
         action: Any = importlib.import_module("control_msgs.action").GripperCommand
         self._goal_type = action.Goal
-        self._client: Any = ActionClient(node, action, ACTION)
+        self._client: Any = ActionClient(node, action, GRIPPER_ACTION)
         self._node = node
         self._max_effort = max_effort
         self._clock = clock

@@ -24,11 +24,12 @@ from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.nodes.commands import CommandPublisher
 from crane_x7_vla.nodes.driving import LockstepDriver, RealtimeDriver, Worker
 from crane_x7_vla.nodes.gripper import GripperAction, choose_interface
-from crane_x7_vla.nodes.messages import NANOSECONDS, latched_qos, sensor_qos
-from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.nodes.messages import latched_qos, sensor_qos
+from crane_x7_vla.nodes.observing import ObservationBuffer
 from crane_x7_vla.nodes.parameters import convert, declare, parameter
 from crane_x7_vla.nodes.running import FallibleNode, run_node
 from crane_x7_vla.policies.pilot import Pilot
+from crane_x7_vla.protocol import JOINT_STATES, NANOSECONDS
 from crane_x7_vla.safety import SafetyLimits
 from crane_x7_vla.types import Observation
 
@@ -164,7 +165,7 @@ class InferenceNode(FallibleNode):
             self.create_timer(1.0 / settings.command_hz, self._on_tick)
 
         qos = sensor_qos(settings.lockstep)
-        self.create_subscription(JointState, "joint_states", partial(self._on_message, JOINT_STATES), qos)
+        self.create_subscription(JointState, JOINT_STATES, partial(self._on_message, JOINT_STATES), qos)
         topics = {}
         for camera in spec.cameras:
             topics[camera.name] = topic = self._camera_topic(camera.name, camera.topic)

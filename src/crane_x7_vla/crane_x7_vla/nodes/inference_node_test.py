@@ -19,7 +19,6 @@ from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import INFERENCE, SIM
 from crane_x7_bringup.session import Json, Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
-from crane_x7_vla.nodes.commands import ARM_TOPIC, GRIPPER_TOPIC
 from crane_x7_vla.nodes.messages import (
     AT_ONCE,
     command_qos,
@@ -29,6 +28,7 @@ from crane_x7_vla.nodes.messages import (
     stamp_ns,
     trajectory_points,
 )
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, JOINT_STATES, camera_topic
 from crane_x7_vla.robot import CRANE_X7
 
 pytestmark = pytest.mark.ros
@@ -112,11 +112,11 @@ class Arm:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.commands: dict[str, list[tuple[int, int, np.ndarray]]] = {"arm": [], "gripper": []}
-        self._joints = session.node.create_publisher(JointState, "joint_states", publisher_qos())
-        self._images = session.node.create_publisher(Image, "camera/color/image_raw", publisher_qos())
+        self._joints = session.node.create_publisher(JointState, JOINT_STATES, publisher_qos())
+        self._images = session.node.create_publisher(Image, camera_topic("primary"), publisher_qos())
         for part, topic in (("arm", ARM_TOPIC), ("gripper", GRIPPER_TOPIC)):
             session.subscribe(JointTrajectory, topic, self._keeper(part), command_qos())
-        for topic in ("joint_states", "camera/color/image_raw", ARM_TOPIC, GRIPPER_TOPIC):
+        for topic in (JOINT_STATES, camera_topic("primary"), ARM_TOPIC, GRIPPER_TOPIC):
             session.wait_connected(topic)
 
     def _keeper(self, part: str) -> Callable[[JointTrajectory], None]:

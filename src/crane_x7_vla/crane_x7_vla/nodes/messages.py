@@ -18,9 +18,8 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.protocol import NANOSECONDS
 from crane_x7_vla.robot import RobotSpec
-
-NANOSECONDS = 1_000_000_000
 
 AT_ONCE = 0
 """Header stamp of a trajectory that begins when its controller reads it, see ``start_ns``.

@@ -13,12 +13,12 @@ import numpy as np
 from sensor_msgs.msg import Image, JointState
 
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.nodes.messages import NANOSECONDS, image_to_rgb, joint_state_positions, stamp_ns
+from crane_x7_vla.nodes.messages import image_to_rgb, joint_state_positions, stamp_ns
+from crane_x7_vla.protocol import JOINT_STATES, NANOSECONDS
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.safety import stale
 from crane_x7_vla.types import Observation
 
-JOINT_STATES = "joint_states"
 # Kept beyond what history needs, s: sources differ in delay.
 _KEPT_S = 0.5
 

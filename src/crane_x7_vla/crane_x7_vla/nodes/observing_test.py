@@ -6,7 +6,8 @@ from sensor_msgs.msg import Image, JointState
 
 from crane_x7_vla.errors import DataError
 from crane_x7_vla.nodes.messages import joint_state_message, rgb_to_image
-from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.nodes.observing import ObservationBuffer
+from crane_x7_vla.protocol import JOINT_STATES
 from crane_x7_vla.robot import CRANE_X7
 
 MS = 1_000_000

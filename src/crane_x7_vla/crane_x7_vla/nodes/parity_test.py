@@ -16,7 +16,8 @@ from crane_x7_vla.data.dataset import EpisodeDataset, load_episodes
 from crane_x7_vla.data.episode import decode_jpeg, encode_jpeg, list_episodes, read_episode
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.nodes.messages import joint_state_message, rgb_to_image, to_stamp
-from crane_x7_vla.nodes.observing import JOINT_STATES, ObservationBuffer
+from crane_x7_vla.nodes.observing import ObservationBuffer
+from crane_x7_vla.protocol import JOINT_STATES
 from crane_x7_vla.robot import CRANE_X7
 
 CAMERAS = ("primary", "wrist")
