@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from crane_x7_vla.data.step import PRIMARY_CAMERA as PRIMARY_NAME
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.protocol import PRIMARY_CAMERA as PRIMARY_NAME
+from crane_x7_vla.protocol import camera_topic
 
 ActionForm = Literal["relative", "absolute"]
 ActionSource = Literal["auto", "commanded", "next_state"]
@@ -53,8 +54,7 @@ class CameraConfig:
     def __post_init__(self) -> None:
         require(bool(self.name), "data.cameras.name", self.name, "a camera name such as 'primary'")
         if not self.topic:
-            folder = "camera" if self.name == PRIMARY_NAME else f"camera_{self.name}"
-            object.__setattr__(self, "topic", f"/{folder}/color/image_raw")
+            object.__setattr__(self, "topic", f"/{camera_topic(self.name)}")
         require(self.width >= 0, f"width of camera '{self.name}'", self.width, "pixels, or 0 for the recorded width")
         require(
             self.height >= 0, f"height of camera '{self.name}'", self.height, "pixels, or 0 for the recorded height"
