@@ -14,16 +14,15 @@ from std_srvs.srv import Trigger
 
 from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.nodes.commands import CommandPublisher
-from crane_x7_vla.nodes.messages import NANOSECONDS, joint_state_positions, sensor_qos, stamp_ns
+from crane_x7_vla.nodes.messages import joint_state_positions, sensor_qos, stamp_ns
 from crane_x7_vla.nodes.parameters import declare, parameter
 from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.protocol import NANOSECONDS, RESET_GAP
 from lift.expert import PickUpExpert
 from lift.make import find_task
 from lift.nodes import topics
 
 NAME = "expert"
-# A simulator's clock jumps forward by this at a reset, ns.
-_GAP = NANOSECONDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class ExpertNode(Node):
             return
         stamp, state = self._state
         last = self._last
-        if last is None or stamp < last[0] or stamp - last[0] >= _GAP:
+        if last is None or stamp < last[0] or stamp - last[0] >= RESET_GAP:
             # A new episode: nothing of ours is in force, the arm holds where it is.
             commanded = state
         elif stamp == last[0]:

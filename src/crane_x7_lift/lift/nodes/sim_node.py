@@ -23,9 +23,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from crane_x7_vla.errors import ConfigError, DataError
-from crane_x7_vla.nodes.commands import ARM_TOPIC, GRIPPER_TOPIC
 from crane_x7_vla.nodes.messages import (
-    NANOSECONDS,
     command_qos,
     joint_state_message,
     latched_qos,
@@ -38,6 +36,7 @@ from crane_x7_vla.nodes.messages import (
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
 from crane_x7_vla.nodes.running import FallibleNode, run_node
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, NANOSECONDS, RESET_GAP
 from crane_x7_vla.trajectory import Setpoint
 from crane_x7_vla.types import Observation
 from lift import make_env
@@ -45,8 +44,6 @@ from lift.interface import CameraView
 from lift.nodes import topics
 
 NAME = "sim"
-# Simulated time starts here (a stamp of zero means "now" to controllers) and jumps by this at a reset, ns.
-_GAP = NANOSECONDS
 _CLOCK_HZ = 100.0
 _BASE_FRAME = "base_link"
 _WATCH_S = 0.25
@@ -164,8 +161,8 @@ class SimNode(FallibleNode):
         return not self._settings.lockstep and not self._settings.publish_clock
 
     def _begin(self, seed: int) -> None:
-        """Start the episode of ``seed`` at a later time than any before."""
-        origin = (self._stamp if self._observation is not None else 0) + _GAP
+        """Start the episode of ``seed`` at a later time than any before, and than 0, which means "now" in a stamp."""
+        origin = (self._stamp if self._observation is not None else 0) + RESET_GAP
         if self._system_time:
             origin = max(origin, self.get_clock().now().nanoseconds)
         (observation,) = self._env.reset(np.array([seed], dtype=np.int64))

@@ -5,22 +5,16 @@ Joint states, images and trajectories have the real arm's names; what only a sim
 
 from __future__ import annotations
 
-JOINT_STATES = "joint_states"
+from crane_x7_vla.protocol import JOINT_STATES, camera_namespace, camera_topic
+
+__all__ = ["CLOCK", "EPISODE", "JOINT_STATES", "OBJECT_POSE", "RESET", "camera_frame", "camera_topic"]
+
 OBJECT_POSE = "lift/object_pose"
 EPISODE = "lift/episode"
 RESET = "lift/reset"
 CLOCK = "/clock"
 
 
-def camera_topic(name: str) -> str:
-    """Image topic of a camera, as the RealSense driver names it."""
-    return f"{_camera(name)}/color/image_raw"
-
-
 def camera_frame(name: str) -> str:
     """Frame of a camera's images: z forward, x right in the image (REP-103)."""
-    return f"{_camera(name)}_color_optical_frame"
-
-
-def _camera(name: str) -> str:
-    return "camera" if name == "primary" else f"camera_{name}"
+    return f"{camera_namespace(name)}_color_optical_frame"
