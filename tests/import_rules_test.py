@@ -21,6 +21,7 @@ ROOTS = {
 LEAVES = [
     "crane_x7_vla.command",
     "crane_x7_vla.errors",
+    "crane_x7_vla.protocol",
     "crane_x7_vla.types",
     "crane_x7_vla.robot",
     "crane_x7_vla.kinematics",
@@ -56,7 +57,7 @@ LEAVES = [
 HEAVY = ("torch", "tensorflow", "rclpy", "cv2", "transformers", "peft", "mujoco")
 
 # Inside crane_x7_vla: what each part may import of its siblings, besides itself.
-VOCABULARY = {"command", "errors", "types", "robot", "kinematics", "trajectory", "safety"}
+VOCABULARY = {"command", "errors", "protocol", "types", "robot", "kinematics", "trajectory", "safety"}
 LOWER = VOCABULARY | {"data", "transforms", "config"}
 ALLOWED_PARTS = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),
