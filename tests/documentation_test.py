@@ -23,7 +23,7 @@ from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, EpisodeWriter, Step, encode_jpeg
 from crane_x7_vla.nodes import inference_node
-from crane_x7_vla.nodes.commands import ARM_TOPIC, GRIPPER_TOPIC
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.training.arguments import PROGRAM, STATISTICS_PROGRAM, parse_command, parse_statistics
 from lift.nodes import expert_node, sim_node, topics

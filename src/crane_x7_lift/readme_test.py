@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from crane_x7_vla.nodes.commands import ARM_TOPIC, GRIPPER_TOPIC
+from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC
 from lift import make_env
 from lift.make import DEFAULT_CAMERAS
 from lift.nodes import topics

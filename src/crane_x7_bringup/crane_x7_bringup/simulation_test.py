@@ -16,7 +16,6 @@ from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import EXPERT, SIM
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
-from crane_x7_vla.nodes.commands import ARM_TOPIC
 from crane_x7_vla.nodes.messages import (
     command_qos,
     image_to_rgb,
@@ -25,6 +24,7 @@ from crane_x7_vla.nodes.messages import (
     stamp_ns,
     trajectory_message,
 )
+from crane_x7_vla.protocol import ARM_TOPIC
 from crane_x7_vla.robot import CRANE_X7
 from lift import make_env
 from lift.expert import DISTURBANCE, PickUpExpert
