@@ -117,7 +117,12 @@ class EpisodeFile:
             self._records = RecordFile(path)
         except DamagedFileError as error:
             raise DataError(f"{error}{remedy(path)}") from error
-        self.metadata = read_metadata(path.parent / METADATA_NAME)
+        try:
+            self.metadata = read_metadata(path.parent / METADATA_NAME)
+        except NewerSchemaError:
+            raise
+        except DataError as error:
+            raise DataError(f"{error}{remedy(path)}") from error
         if len(self._records) == 0:
             raise self._unusable("it holds no steps")
         if self.metadata is not None and self.metadata.n_steps != len(self._records):
@@ -125,9 +130,9 @@ class EpisodeFile:
                 f"it holds {len(self._records)} steps, its {METADATA_NAME} says {self.metadata.n_steps}"
             )
         first = self._payload(0)
+        self._first = self._decode(0, first)
         self.has_stamps = has_stamp(first)
         """Whether the file says when its steps were; without, their stamps only number them."""
-        self._first = self._decode(0, first)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -226,7 +226,7 @@ def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["episode_3/episode_3.tfrecord", "episode_3/kitchen.tfrecord"])
-@pytest.mark.parametrize("damage", ["checksum", "cut off", "empty", "steps lost", "content"])
+@pytest.mark.parametrize("damage", ["checksum", "cut off", "empty", "steps lost", "content", "no example"])
 def test_whatever_is_wrong_with_an_episode_the_message_says_what_to_type(
     tmp_path: Path, name: str, damage: str
 ) -> None:
@@ -243,6 +243,9 @@ def test_whatever_is_wrong_with_an_episode_the_message_says_what_to_type(
     path.write_bytes(data)
     if damage == "content":
         foreign(path, [their_record(), their_record(action=b"bytes")])
+    if damage == "no example":
+        with path.open("wb") as file:
+            write_record(file, b"no Example")
     if damage == "steps lost":
         (tmp_path / "elsewhere/episode_0/episode_metadata.json").rename(path.parent / "episode_metadata.json")
         foreign(path, [their_record()])
@@ -275,9 +278,9 @@ def test_steps_lost_at_a_record_boundary_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ('{"schema_version": 1}', "damaged: 'cameras'"),
-        ('{"schema_version": 2}', "newer than 1"),
+        ("{", "cannot be read: .*; copy it again, or remove .*episode_0; see all with: "),
+        ('{"schema_version": 1}', "damaged: 'cameras'; copy it again"),
+        ('{"schema_version": 2}', "newer than 1, update the suite to read it$"),
         ('{"schema_version": "x"}', "damaged"),
     ],
 )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from crane_x7_vla.data.step import SCHEMA_VERSION
+from crane_x7_vla.data.step import SCHEMA_VERSION, NewerSchemaError
 from crane_x7_vla.errors import DataError
 
 METADATA_NAME = "episode_metadata.json"
@@ -84,7 +84,7 @@ def read_metadata(path: Path) -> EpisodeMetadata | None:
     raw = cast("dict[str, Any]", loaded)
     try:
         if raw["schema_version"] > SCHEMA_VERSION:
-            raise DataError(
+            raise NewerSchemaError(
                 f"{path}: schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}, "
                 "update the suite to read it"
             )
