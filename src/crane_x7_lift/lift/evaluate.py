@@ -247,12 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(model: Path, device: str) -> Policy:
-    import torch
-
     from crane_x7_vla.policies.policy import load_policy
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_policy(model.expanduser(), device=device)
 
 

@@ -7,6 +7,13 @@ import torch
 from crane_x7_vla.errors import ConfigError
 
 
+def chosen_device(name: str) -> str:
+    """``name``, where auto is a GPU if this machine has one, else cpu."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
 def torch_device(name: str) -> torch.device:
     """The device ``name``: cpu, cuda or cuda:N. Raises ConfigError where this machine does not have it."""
     try:

@@ -105,12 +105,8 @@ def load_model(path: str, device: str) -> Policy:
             "Failed to load VLA model: parameter 'model_path' is not set; give the merged model's directory with "
             "model_path:=outputs/<experiment>_merged"
         )
-    import torch
-
     from crane_x7_vla.policies.policy import load_policy
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_policy(Path(path).expanduser(), device=device)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from crane_x7_vla.backends.base import Backend
-from crane_x7_vla.backends.device import torch_device
+from crane_x7_vla.backends.device import chosen_device, torch_device
 from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.errors import USER_ERRORS, CheckpointError
@@ -116,9 +116,11 @@ class LocalPolicy:
 def load_policy(directory: Path, *, device: str = "cpu") -> LocalPolicy:
     """The policy of a merged model directory, or of a checkpoint-N with adapters on its base model.
 
+    device: cpu, cuda, cuda:N, or auto for a GPU where there is one.
     Raises CheckpointError "Failed to load VLA model: …" that names what is missing and what to type.
     """
     try:
+        device = chosen_device(device)
         torch_device(device)  # before minutes of loading
         backend, model = restore_backend(Path(directory))
         return LocalPolicy(backend, model, device=device)

@@ -125,6 +125,7 @@ def test_a_gpu_that_is_not_there_is_said_before_loading(tiny_checkpoint: Path, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CheckpointError, match=r"torch .* sees 0 GPU\(s\); .*device:=cpu"):
         load_policy(tiny_checkpoint, device="cuda")
+    assert next(load_policy(tiny_checkpoint, device="auto")._model.parameters()).device.type == "cpu"
 
 
 def test_a_merged_model_loads_without_peft_and_transformers(tiny_checkpoint: Path, tmp_path: Path) -> None:
