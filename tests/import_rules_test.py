@@ -20,6 +20,7 @@ ROOTS = {
 # Modules that import nothing heavier than numpy and small pure libraries; a fresh interpreter shows it.
 LEAVES = [
     "crane_x7_vla.command",
+    "crane_x7_vla.health",
     "crane_x7_vla.errors",
     "crane_x7_vla.protocol",
     "crane_x7_vla.types",
@@ -57,7 +58,7 @@ LEAVES = [
 HEAVY = ("torch", "tensorflow", "rclpy", "cv2", "transformers", "peft", "mujoco")
 
 # Inside crane_x7_vla: what each part may import of its siblings, besides itself.
-VOCABULARY = {"command", "errors", "protocol", "types", "robot", "kinematics", "trajectory", "safety"}
+VOCABULARY = {"command", "health", "errors", "protocol", "types", "robot", "kinematics", "trajectory", "safety"}
 LOWER = VOCABULARY | {"data", "transforms", "config"}
 ALLOWED_PARTS = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),

@@ -37,7 +37,7 @@ def test_the_topics_are_those_of_the_node() -> None:
         topics.CLOCK,
         f"/{ARM_TOPIC}",
         f"/{GRIPPER_TOPIC}",
-        *(f"/{topic}" for topic in (topics.OBJECT_POSE, topics.EPISODE, topics.RESET)),
+        *(f"/{topic}" for topic in (topics.OBJECT_POSE, topics.EPISODE_END, topics.RESET, topics.NEXT_SCENE)),
     ]
 
 

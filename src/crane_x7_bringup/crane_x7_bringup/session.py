@@ -28,7 +28,7 @@ from crane_x7_bringup.domain import environment
 from crane_x7_vla.errors import DataError
 from crane_x7_vla.nodes.messages import latched_qos
 from lift.nodes.sim_node import Settings
-from lift.nodes.topics import EPISODE, RESET
+from lift.nodes.topics import EPISODE_END, RESET
 
 # Discovery took up to 3 s on a loaded machine, starting a node with a model much longer.
 DISCOVERY_S = 120.0
@@ -65,7 +65,7 @@ class Session:
         self._clients: dict[str, Client] = {}
         self._heard: dict[str, list[Json]] = {}
         self._reset_stamp = 0
-        self._listen(EPISODE)
+        self._listen(EPISODE_END)
 
     @property
     def node(self) -> Node:
@@ -124,7 +124,7 @@ class Session:
         """How the episode since the last ``reset_simulator`` ended, see the sim node's ``lift/episode``."""
 
         def ended() -> list[Json]:
-            return [end for end in self._heard[EPISODE] if end["stamp_ns"] > self._reset_stamp]
+            return [end for end in self._heard[EPISODE_END] if end["stamp_ns"] > self._reset_stamp]
 
         self.wait_until(lambda: bool(ended()), "the end of the episode", timeout=timeout)
         return ended()[-1]

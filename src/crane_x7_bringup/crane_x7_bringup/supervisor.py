@@ -41,6 +41,7 @@ class NodeSpec:
 
     name: the node's name in the graph. package, executable: as for ``ros2 run``. params_file: file in the ``params``
     folder of the package's ``module``, or an absolute path, or None. parameters: override the file. remappings: topics.
+    may_finish: with exit code 0 it has done what it was started for, which then is so for all of them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class NodeSpec:
     params_file: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     remappings: Mapping[str, str] = field(default_factory=dict)
+    may_finish: bool = False
 
     def arguments(self) -> list[str]:
         """The node's command line. Raises ConfigError when the parameter file is not there."""
@@ -225,20 +227,30 @@ class Supervisor:
             self.stop()
             raise
 
+    @property
+    def finished(self) -> bool:
+        """Whether the first node to end is one that may finish, and did."""
+        return bool(self._ended) and self._ended[0].spec.may_finish and self._ended[0].process.returncode == 0
+
     def check(self) -> None:
         """Raise NodeEndedError for the node that ended first, if one did, or what keeps output from being kept."""
         for child in self._children:
             if child.fault is not None:
                 raise child.fault
-        if self._ended:
+        if self._ended and not self.finished:
             first = self._ended[0]
             raise NodeEndedError(first.spec.name, first.process.returncode, first.last_line, first.log)
 
     def wait(self, stop: threading.Event, timeout: float | None = None) -> bool:
-        """Watch until ``stop`` is set (True) or ``timeout`` s have passed (False); raises as ``check``."""
+        """Watch until ``stop`` is set or a node has finished (True) or ``timeout`` s have passed (False).
+
+        Raises as ``check``.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not stop.wait(_POLL_S):
             self.check()
+            if self.finished:
+                return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
         return True

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +99,22 @@ class Lines:
 
 
 pytestmark = pytest.mark.usefixtures("package")
+
+
+def test_a_node_that_may_finish_ends_all_without_an_error(tmp_path: Path) -> None:
+    nodes = [node("stays"), dataclasses.replace(node("goes", "finishes"), may_finish=True)]
+    with Supervisor(nodes, domain=42, log_dir=tmp_path / "log") as supervisor:
+        assert supervisor.wait(threading.Event(), timeout=20.0)
+        assert supervisor.finished
+
+
+def test_a_node_that_may_finish_may_not_fail(tmp_path: Path) -> None:
+    nodes = [dataclasses.replace(node("goes", "fails"), may_finish=True)]
+    with (
+        Supervisor(nodes, domain=42, log_dir=tmp_path / "log") as supervisor,
+        pytest.raises(NodeEndedError, match="exit code 3"),
+    ):
+        supervisor.wait(threading.Event(), timeout=20.0)
 
 
 def test_nodes_run_in_the_domain_and_save_on_leaving(tmp_path: Path) -> None:

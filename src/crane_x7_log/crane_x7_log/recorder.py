@@ -164,6 +164,11 @@ class Recorder:
             last=self._last,
         )
 
+    def has_all_since(self, stamp_ns: int) -> bool:
+        """Whether joint states and every camera have reached that instant, as after a reset of the scene."""
+        latest = [self._latest.state, *(self._latest.images.get(camera) for camera in self._config.cameras)]
+        return all(message is not None and message.stamp_ns >= stamp_ns for message in latest)
+
     # --- what comes from the robot ---
 
     def on_joint_state(self, stamp_ns: int, state: NDArray[np.float32], now: float) -> None:

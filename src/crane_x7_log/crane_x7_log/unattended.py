@@ -93,13 +93,14 @@ class Unattended:
         return None
 
     def on_reset(self) -> Wish:
-        """The scene is reset."""
+        """The scene is reset, and what came since shows it."""
         self._phase = _Phase.RECORD
         return Wish.START
 
-    def on_task_end(self) -> None:
-        """The simulator says that its episode has ended."""
+    def on_task_end(self) -> bool:
+        """The simulator says that its episode has ended; whether one was being recorded."""
         self._task_ended = self._phase is _Phase.RECORD
+        return self._task_ended
 
     def _while_recording(self, status: Status, now: float) -> Wish | None:
         if status.state == State.RECORDING.value:

@@ -17,6 +17,10 @@ ARM_TOPIC = "crane_x7_arm_controller/joint_trajectory"
 GRIPPER_TOPIC = "crane_x7_gripper_controller/joint_trajectory"
 GRIPPER_ACTION = "crane_x7_gripper_controller/gripper_cmd"
 
+# What a simulated scene has besides, and a recorder without an operator asks of it.
+NEXT_SCENE = "lift/next"
+EPISODE_END = "lift/episode"
+
 
 def camera_namespace(name: str) -> str:
     """What the topics and frames of a camera begin with."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
@@ -16,13 +17,15 @@ from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.nodes.commands import CommandPublisher
 from crane_x7_vla.nodes.messages import joint_state_positions, sensor_qos, stamp_ns
 from crane_x7_vla.nodes.parameters import declare, parameter
-from crane_x7_vla.nodes.running import run_node
-from crane_x7_vla.protocol import NANOSECONDS, RESET_GAP
+from crane_x7_vla.nodes.running import SuiteNode, run_node
+from crane_x7_vla.protocol import ARM_TOPIC, NANOSECONDS, RESET_GAP
 from lift.expert import PickUpExpert
 from lift.make import find_task
 from lift.nodes import topics
 
 NAME = "expert"
+_SILENCE_S = 2.0
+_TELL_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Settings:
             raise ConfigError(f"parameter 'control_hz' must be positive, got {self.control_hz}")
 
 
-class ExpertNode(Node):
+class ExpertNode(SuiteNode):
     """Answers each instant with one arm and one gripper command; ``~/start`` and ``~/stop`` control it."""
 
     def __init__(self) -> None:
@@ -54,6 +57,9 @@ class ExpertNode(Node):
         self._pose: tuple[int, np.ndarray] | None = None
         self._last: tuple[int, np.ndarray] | None = None
         self._refused: set[str] = set()
+        self._lockstep = settings.lockstep
+        self._heard_at = -math.inf
+        self._told_at = -math.inf
         qos = sensor_qos(settings.lockstep)
         self.create_subscription(JointState, topics.JOINT_STATES, self._on_joint_state, qos)
         self.create_subscription(PoseStamped, topics.OBJECT_POSE, self._on_pose, qos)
@@ -61,9 +67,19 @@ class ExpertNode(Node):
         self.create_service(Trigger, "~/stop", self._on_stop)
         self._running = settings.autostart
 
+    def lacks(self) -> str | None:
+        """Joint states and the object's pose, in real time of late."""
+        if self._state is None or self._pose is None:
+            return f"nothing on {topics.JOINT_STATES if self._state is None else topics.OBJECT_POSE} yet"
+        silence = time.monotonic() - self._heard_at
+        if not self._lockstep and silence > _SILENCE_S:
+            return f"nothing on {topics.JOINT_STATES} for {silence:.0f} s"
+        return None
+
     def _on_joint_state(self, message: JointState) -> None:
         try:
             self._state = (stamp_ns(message.header), joint_state_positions(message, self._robot))
+            self._heard_at = time.monotonic()
         except DataError as error:
             if str(error) not in self._refused:
                 self._refused.add(str(error))
@@ -84,6 +100,9 @@ class ExpertNode(Node):
         """Once joint state and pose are of one instant."""
         if not self._running or self._state is None or self._pose is None or self._state[0] != self._pose[0]:
             return
+        if self._arm_is_taken():
+            self._last = None
+            return
         stamp, state = self._state
         last = self._last
         if last is None or stamp < last[0] or stamp - last[0] >= RESET_GAP:
@@ -98,6 +117,15 @@ class ExpertNode(Node):
         target = self._expert.act(state, self._pose[1], commanded)
         self._last = (stamp, target)
         self._commands.publish(target, stamp=stamp, duration=self._period)
+
+    def _arm_is_taken(self) -> bool:
+        """In real time a policy or a person who commands the arm has it for themselves."""
+        if self._lockstep or self.count_publishers(ARM_TOPIC) < 2:
+            return False
+        if time.monotonic() - self._told_at > _TELL_S:
+            self._told_at = time.monotonic()
+            self.get_logger().warning(f"another node publishes {ARM_TOPIC}; the expert leaves the arm to it")
+        return True
 
     def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._running = True

@@ -35,7 +35,7 @@ from crane_x7_vla.nodes.messages import (
     trajectory_points,
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
-from crane_x7_vla.nodes.running import FallibleNode, run_node
+from crane_x7_vla.nodes.running import SuiteNode, run_node
 from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, NANOSECONDS, RESET_GAP
 from crane_x7_vla.trajectory import Setpoint
 from crane_x7_vla.types import Observation
@@ -82,7 +82,7 @@ class Settings:
             raise ConfigError(f"parameter 'seed' must be 0 or more, got {self.seed}")
 
 
-class SimNode(FallibleNode):
+class SimNode(SuiteNode):
     """See the module."""
 
     def __init__(self) -> None:
@@ -112,13 +112,14 @@ class SimNode(FallibleNode):
             name: self.create_publisher(Image, topics.camera_topic(name), publisher_qos()) for name in settings.cameras
         }
         self._pose = self.create_publisher(PoseStamped, topics.OBJECT_POSE, publisher_qos())
-        self._ended = self.create_publisher(String, topics.EPISODE, latched_qos())
+        self._ended = self.create_publisher(String, topics.EPISODE_END, latched_qos())
         self._clock_publisher = (
             self.create_publisher(ClockMessage, topics.CLOCK, 10) if settings.publish_clock else None
         )
         for part, topic in (("arm", ARM_TOPIC), ("gripper", GRIPPER_TOPIC)):
             self.create_subscription(JointTrajectory, topic, partial(self._on_command, part), command_qos())
-        self.create_service(Trigger, topics.RESET, self._on_reset)
+        self.create_service(Trigger, topics.RESET, lambda _, response: self._on_reset(response, None))
+        self.create_service(Trigger, topics.NEXT_SCENE, lambda _, response: self._on_reset(response, self._seed + 1))
 
         self._origin = 0
         self._steps = 0
@@ -212,9 +213,10 @@ class SimNode(FallibleNode):
             publisher.publish(rgb_to_image(observation.images[name], stamp, topics.camera_frame(name)))
         self._published_at = time.monotonic()
 
-    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _on_reset(self, response: Trigger.Response, seed: int | None) -> Trigger.Response:
+        """seed: None for that of the parameter."""
         try:
-            self._begin(max(0, int(current(self, Settings, "seed"))))
+            self._begin(max(0, int(current(self, Settings, "seed"))) if seed is None else seed)
         except ConfigError as error:
             response.success = False
             response.message = str(error)

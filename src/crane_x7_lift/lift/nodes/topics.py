@@ -5,12 +5,20 @@ Joint states, images and trajectories have the real arm's names; what only a sim
 
 from __future__ import annotations
 
-from crane_x7_vla.protocol import JOINT_STATES, camera_namespace, camera_topic
+from crane_x7_vla.protocol import EPISODE_END, JOINT_STATES, NEXT_SCENE, camera_namespace, camera_topic
 
-__all__ = ["CLOCK", "EPISODE", "JOINT_STATES", "OBJECT_POSE", "RESET", "camera_frame", "camera_topic"]
+__all__ = [
+    "CLOCK",
+    "EPISODE_END",
+    "JOINT_STATES",
+    "NEXT_SCENE",
+    "OBJECT_POSE",
+    "RESET",
+    "camera_frame",
+    "camera_topic",
+]
 
 OBJECT_POSE = "lift/object_pose"
-EPISODE = "lift/episode"
 RESET = "lift/reset"
 CLOCK = "/clock"
 

@@ -6,6 +6,7 @@
 Services ``~/start``, ``~/stop`` (and save), ``~/discard`` (std_srvs/Trigger) and ``~/mark_success`` (std_srvs/SetBool)
 answer at once; ``~/status`` (std_msgs/String, JSON of ``status.Status``, latched) says when an episode is saved.
 The instruction and the seed are those the parameters have when an episode is started.
+With ``num_episodes`` it does all that by itself (``unattended``), and ends with 0 when they are recorded.
 On SIGINT or SIGTERM an episode that was not stopped is kept as ``.partial``, and the log says how to recover it.
 """
 
@@ -23,16 +24,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from crane_x7_log.config import RecorderConfig
+from crane_x7_log.nodes.operator import Operator
 from crane_x7_log.recorder import Recorder, RefusedError
 from crane_x7_log.sampling import ARM_COMMAND, GRIPPER_COMMAND, STATE
 from crane_x7_log.status import Status
+from crane_x7_log.unattended import UnattendedConfig
 from crane_x7_log.writer import EpisodeThread
 from crane_x7_vla.errors import USER_ERRORS, ConfigError, DataError
 from crane_x7_vla.nodes.messages import (
@@ -46,7 +48,7 @@ from crane_x7_vla.nodes.messages import (
     trajectory_points,
 )
 from crane_x7_vla.nodes.parameters import current, declare, parameter
-from crane_x7_vla.nodes.running import run_node
+from crane_x7_vla.nodes.running import SuiteNode, run_node
 from crane_x7_vla.protocol import ARM_TOPIC, GRIPPER_TOPIC, JOINT_STATES, PRIMARY_CAMERA, camera_topic
 from crane_x7_vla.robot import robot_spec
 
@@ -92,6 +94,11 @@ class Settings:
     timeout_s: float = parameter(10.0, "an episode without a new step for so long ends, s")
     jpeg_quality: int = parameter(95, "of the recorded images, 1 to 100")
     min_free_mb: int = parameter(64, "recording stops when less is free on the disk, MB")
+    num_episodes: int = parameter(0, "record so many episodes without being asked, then end; 0: start each by ~/start")
+    episode_seconds: float = parameter(20.0, "with num_episodes: the longest episode, s")
+    reset_seconds: float = parameter(
+        10.0, "with num_episodes: pause between two episodes, to put everything back; none in simulation, s"
+    )
 
     def topics(self) -> dict[str, str]:
         """Topic of each source. Raises ConfigError when names and topics of the cameras do not go together."""
@@ -111,7 +118,7 @@ class Settings:
         }
 
 
-class RecorderNode(Node):
+class RecorderNode(SuiteNode):
     """Converts messages, hands them to the ``Recorder`` and publishes its status."""
 
     def __init__(self) -> None:
@@ -151,6 +158,7 @@ class RecorderNode(Node):
             self.create_subscription(Image, topics[camera], partial(self._on_image, camera), qos)
         for part in self._joints:
             self.create_subscription(JointTrajectory, topics[part], partial(self._on_command, part), command_qos())
+        self._operator = self._unattended(settings)
         self._status = self.create_publisher(String, "~/status", latched_qos())
         self.create_service(Trigger, "~/start", lambda _, response: self._answer(response, self._start))
         self.create_service(Trigger, "~/stop", lambda _, response: self._answer(response, self._stop))
@@ -167,6 +175,26 @@ class RecorderNode(Node):
         """Leave nothing half: see ``Recorder.shut_down``."""
         self._recorder.shut_down(_GRACE_S)
         super().destroy_node()
+
+    def lacks(self) -> str | None:
+        """What keeps an episode from beginning."""
+        return "; ".join(self._recorder.status().waiting_for) or None
+
+    def _unattended(self, settings: Settings) -> Operator | None:
+        if settings.num_episodes == 0:
+            return None
+        if not settings.instruction.strip():
+            raise ConfigError("num_episodes is set and instruction is empty; set it to what the arm is to do, in words")
+        return Operator(
+            self,
+            UnattendedConfig(
+                episodes=settings.num_episodes, episode_s=settings.episode_seconds, pause_s=settings.reset_seconds
+            ),
+            start=self._start,
+            stop=self._stop,
+            mark_success=self._recorder.mark_success,
+            has_all_since=self._recorder.has_all_since,
+        )
 
     def _on_joint_state(self, message: JointState) -> None:
         try:
@@ -199,13 +227,14 @@ class RecorderNode(Node):
             logger.warning("%s: %s", source, error)
         self._recorder.reject(source, str(error))
 
-    def _start(self) -> str:
-        seed: int = current(self, Settings, "seed")
+    def _start(self, seed: int | None = None) -> str:
+        """seed: of the scene, None for what the parameter says."""
+        known: int = current(self, Settings, "seed") if seed is None else seed
         return self._recorder.start(
             current(self, Settings, "instruction"),
             time.monotonic(),
             started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            seed=None if seed < 0 else seed,
+            seed=None if known < 0 else known,
         )
 
     def _stop(self) -> str:
@@ -228,6 +257,8 @@ class RecorderNode(Node):
     def _tick(self) -> None:
         now = time.monotonic()
         self._recorder.tick(now)
+        if self._operator is not None:
+            self._operator.tick(self._recorder.status(), now)
         self._publish_status(now)
 
     def _publish_status(self, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from crane_x7_vla.nodes.gripper import GripperAction, choose_interface
 from crane_x7_vla.nodes.messages import latched_qos, sensor_qos
 from crane_x7_vla.nodes.observing import ObservationBuffer
 from crane_x7_vla.nodes.parameters import convert, declare, parameter
-from crane_x7_vla.nodes.running import FallibleNode, run_node
+from crane_x7_vla.nodes.running import SuiteNode, run_node
 from crane_x7_vla.policies.pilot import Pilot
 from crane_x7_vla.protocol import JOINT_STATES, NANOSECONDS
 from crane_x7_vla.safety import SafetyLimits
@@ -110,7 +111,7 @@ def load_model(path: str, device: str) -> Policy:
     return load_policy(Path(path).expanduser(), device=device)
 
 
-class InferenceNode(FallibleNode):
+class InferenceNode(SuiteNode):
     """See the module. Its state is on ``~/status`` (JSON); ``~/start`` and ``~/stop`` control it."""
 
     def __init__(self, load: Callable[[str, str], Policy] = load_model) -> None:
@@ -191,6 +192,14 @@ class InferenceNode(FallibleNode):
         self._stop()
         self._worker.stop(patience=2.0)
         super().destroy_node()
+
+    def lacks(self) -> str | None:
+        """Images and joint states, in real time of late."""
+        if self._lockstep is None:
+            return self._buffer.problem(self.get_clock().now().nanoseconds, self._settings.max_age)
+        if self._buffer.newest() is None:
+            return self._buffer.problem(0, math.inf)
+        return self._waiting_for()
 
     def _warm_up(self, policy: Policy) -> None:
         """One inference on grey images, so that the first real one is not the slow one and misfits show at once."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from crane_x7_vla import health
 from crane_x7_vla.command import USER_ERROR
 from crane_x7_vla.errors import USER_ERRORS, ConfigError
 
@@ -27,15 +31,24 @@ class _Interrupted(BaseException):
     """A signal came before the node was ready."""
 
 
-class FallibleNode(Node):
-    """A node whose callbacks can end it: they call ``fail`` instead of raising."""
+class SuiteNode(Node):
+    """A node whose callbacks can end it, by ``fail`` or ``finish`` instead of raising, and that says what it lacks."""
 
     failure: Exception | None = None
+    finished = False
 
     def fail(self, error: Exception) -> None:
         """End the node with ``error``, once the present callback is done; the first one counts."""
         if self.failure is None:
             self.failure = error
+
+    def finish(self) -> None:
+        """End the node once the present callback is done, with exit code 0: what it was started for is done."""
+        self.finished = True
+
+    def lacks(self) -> str | None:
+        """What the node needs and does not get, in words; None when it has everything. Called each second."""
+        return None
 
 
 class _RosHandler(logging.Handler):
@@ -55,12 +68,12 @@ class _RosHandler(logging.Handler):
             self._logger.info(text)
 
 
-def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None = None) -> int:
+def run_node(name: str, create: Callable[[], SuiteNode], args: Sequence[str] | None = None) -> int:
     """Run the node that ``create`` makes until SIGINT or SIGTERM (exit code 0) or a user error (one line, code 2).
 
     name: what the error's line begins with. Callbacks raise, or better ``fail``: a user error ends the node with its
     line, anything else with its traceback. What a node has to finish before it goes belongs into its ``destroy_node``,
-    which is called in every case.
+    which is called in every case. Where CRANE_X7_STATUS_DIR is set it tells there what it lacks (``health``).
     """
     spinning, stop = threading.Event(), threading.Event()
 
@@ -81,13 +94,15 @@ def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None =
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.INFO)
         try:
+            _report_health(node)
             executor = _executor(node)
             executor.add_node(node)
-            while not stop.is_set():
+            while not stop.is_set() and not node.finished:
                 executor.spin_once(timeout_sec=_SPIN_S)
-                if isinstance(node, FallibleNode) and node.failure is not None:
+                if node.failure is not None:
                     raise node.failure
         finally:
+            _forget_health(node)
             node.destroy_node()
             logging.getLogger().removeHandler(handler)
     except USER_ERRORS as error:
@@ -98,6 +113,21 @@ def run_node(name: str, create: Callable[[], Node], args: Sequence[str] | None =
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _report_health(node: SuiteNode) -> None:
+    if health.STATUS_DIR in os.environ:
+        folder = Path(os.environ[health.STATUS_DIR])
+        node.create_timer(
+            health.PERIOD_S,
+            lambda: health.report(folder, node.get_name(), node.lacks()),
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+
+def _forget_health(node: SuiteNode) -> None:
+    if health.STATUS_DIR in os.environ:
+        health.forget(Path(os.environ[health.STATUS_DIR]), node.get_name())
 
 
 def _executor(node: Node) -> Executor:

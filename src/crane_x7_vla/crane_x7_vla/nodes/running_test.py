@@ -4,18 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from crane_x7_vla import health
 
 pytestmark = pytest.mark.ros
 
 PROGRAM = """
 import logging, sys, time
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.nodes.running import FallibleNode, run_node
+from crane_x7_vla.nodes.running import SuiteNode, run_node
 
-class Example(FallibleNode):
+class Example(SuiteNode):
     def __init__(self):
         super().__init__("example")
         self.declare_parameter("lockstep", LOCKSTEP)
@@ -32,10 +35,15 @@ class Example(FallibleNode):
         if MODE == "fail":
             self.fail(DataError("the disk is full"))
             self.fail(DataError("and more"))
+        if MODE == "finish":
+            self.finish()
         if MODE == "bug":
             raise KeyError("bug")
         logging.getLogger("some.module").warning("heard %s", "you")
         print("ready", flush=True)
+
+    def lacks(self):
+        return "a camera"
 
     def destroy_node(self):
         print("closed", flush=True)
@@ -47,8 +55,10 @@ sys.exit(run_node("example", Example))
 """
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *arguments: str, status: Path | None = None) -> subprocess.Popen[str]:
     environment = os.environ | {"ROS_LOG_DIR": str(tmp_path), "ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
+    if status is not None:
+        environment[health.STATUS_DIR] = str(status)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         stdout=subprocess.PIPE,
@@ -117,3 +127,23 @@ def test_a_parameter_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "example: ROS cannot be started: " in err
     assert "/nowhere.yaml" in err
     assert "Traceback" not in err
+
+
+def test_a_node_that_is_done_closes_and_ends_with_0(tmp_path: Path) -> None:
+    process = start(tmp_path, "finish")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.splitlines()[-1] == "closed"
+
+
+def test_what_a_node_lacks_is_in_the_folder_for_health_checks_while_it_runs(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    process = start(tmp_path, "run", status=status)
+    deadline = time.monotonic() + 60
+    while health.problem(status, "example") != "example is waiting: a camera":
+        assert time.monotonic() < deadline, health.problem(status, "example")
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert health.problem(status, "example") == "example is not running yet"

@@ -1,0 +1,117 @@
+"""Presses the recorder's buttons where nobody sits at a keyboard: ``unattended.Unattended`` in ROS."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.task import Future
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from crane_x7_log.recorder import RefusedError
+from crane_x7_log.status import Status
+from crane_x7_log.unattended import Unattended, UnattendedConfig, Wish
+from crane_x7_vla.errors import USER_ERRORS, DataError
+from crane_x7_vla.nodes.messages import latched_qos
+from crane_x7_vla.nodes.running import SuiteNode
+from crane_x7_vla.protocol import EPISODE_END, NEXT_SCENE
+
+logger = logging.getLogger(__name__)
+
+# How long a simulator may take for the next scene, s.
+_RESET_S = 30.0
+_TELL_S = 5.0
+
+
+class Operator:
+    """Ends ``node`` when all episodes are recorded, or when that fails."""
+
+    def __init__(
+        self,
+        node: SuiteNode,
+        config: UnattendedConfig,
+        *,
+        start: Callable[[int | None], str],
+        stop: Callable[[], str],
+        mark_success: Callable[[bool], str],
+        has_all_since: Callable[[int], bool],
+    ) -> None:
+        """start: given the scene's seed, or None; these and ``stop`` are the recorder's, and raise as it does.
+
+        has_all_since: whether every source has reached a stamp, ns.
+        """
+        self._node = node
+        self._config = config
+        self._unattended = Unattended(config)
+        self._start, self._stop, self._mark, self._has_all_since = start, stop, mark_success, has_all_since
+        self._client = node.create_client(Trigger, NEXT_SCENE)
+        node.create_subscription(String, EPISODE_END, self._on_episode_end, latched_qos())
+        self._reset_asked_at: float | None = None
+        self._scene: tuple[int, int] | None = None
+        self._scene_is_new = False
+        self._success: bool | None = None
+        self._told_at: float | None = None
+
+    def tick(self, status: Status, now: float) -> None:
+        """Several times a second. now: monotonic, s."""
+        try:
+            if self._reset_asked_at is not None and now - self._reset_asked_at > _RESET_S:
+                raise DataError(
+                    f"{NEXT_SCENE} did not bring a new scene within {_RESET_S:g} s; is the simulator stuck?"
+                )
+            if self._scene_is_new and self._scene is not None and self._has_all_since(self._scene[1]):
+                self._scene_is_new = False
+                self._reset_asked_at = None
+                self._act(self._unattended.on_reset(), now)
+            self._act(self._unattended.next(status, now, resettable=self._client.service_is_ready()), now)
+        except (RefusedError, *USER_ERRORS) as error:
+            self._node.fail(DataError(str(error)))
+            return
+        self._tell(now)
+
+    def _act(self, wish: Wish | None, now: float) -> None:
+        if wish is Wish.RESET:
+            self._reset_asked_at = now
+            self._client.call_async(Trigger.Request()).add_done_callback(self._on_next_scene)
+        elif wish is Wish.START:
+            self._success = None
+            number = self._unattended.saved + 1
+            seed = None if self._scene is None else self._scene[0]
+            logger.info("episode %d of %d: %s", number, self._config.episodes, self._start(seed))
+        elif wish is Wish.STOP:
+            if self._success is not None:
+                self._mark(self._success)
+            logger.info("%s", self._stop())
+        elif wish is Wish.END:
+            logger.info("all %d episodes are recorded", self._config.episodes)
+            self._node.finish()
+
+    def _tell(self, now: float) -> None:
+        """Count down to the next episode, for the person who puts things back."""
+        left = self._unattended.seconds_to_start(now)
+        if left <= 0 or self._client.service_is_ready():
+            self._told_at = None
+        elif self._told_at is None or now - self._told_at >= _TELL_S:
+            self._told_at = now
+            logger.info("the next episode begins in %.0f s; put everything back in its place", left)
+
+    def _on_next_scene(self, future: Future[Any]) -> None:
+        answer = future.result()
+        if answer is None or not answer.success:
+            why = "no answer" if answer is None else answer.message
+            self._node.fail(DataError(f"{NEXT_SCENE}: {why}"))
+            return
+        scene = json.loads(answer.message)
+        self._scene = (int(scene["seed"]), int(scene["stamp_ns"]))
+        self._scene_is_new = True
+
+    def _on_episode_end(self, message: String) -> None:
+        """The simulator tells how its episode ended; one that ended before the present scene is told to latecomers."""
+        end = json.loads(message.data)
+        if self._scene is None or self._scene_is_new or int(end["stamp_ns"]) < self._scene[1]:
+            return
+        if self._unattended.on_task_end():
+            self._success = bool(end["success"])
