@@ -1,0 +1,112 @@
+"""Recording with nobody at the keyboard, without ROS."""
+
+from __future__ import annotations
+
+import pytest
+
+from crane_x7_log.recorder import STOPPED
+from crane_x7_log.status import Finished, State, Status
+from crane_x7_log.unattended import Unattended, UnattendedConfig, Wish
+from crane_x7_vla.errors import ConfigError, DataError
+
+CONFIG = UnattendedConfig(episodes=2, episode_s=10.0, pause_s=5.0)
+SAVED = Finished(outcome="saved", path="episode_0", steps=9, success=None, reason=STOPPED)
+STALE = Finished(outcome="saved", path="episode_0", steps=9, success=None, reason="camera primary is stale")
+
+
+def status(state: State = State.IDLE, *, waiting_for: tuple[str, ...] = (), last: Finished | None = None) -> Status:
+    return Status(
+        state=state.value,
+        steps=0,
+        episode="",
+        instruction="",
+        missed={},
+        dropped={},
+        waiting_for=waiting_for,
+        saved=0,
+        last=last,
+    )
+
+
+def record_one(unattended: Unattended, now: float, last: Finished = SAVED) -> float:
+    """From start to what became of it; returns the time."""
+    assert unattended.next(status(), now, resettable=False) is Wish.START
+    assert unattended.next(status(State.RECORDING), now + 1, resettable=False) is None
+    if last is SAVED:
+        assert unattended.next(status(State.RECORDING), now + 11, resettable=False) is Wish.STOP
+    assert unattended.next(status(State.SAVING), now + 11, resettable=False) is None
+    assert unattended.next(status(last=last), now + 12, resettable=False) is None
+    return now + 12
+
+
+def test_nothing_begins_before_every_source_is_there() -> None:
+    unattended = Unattended(CONFIG)
+    assert unattended.next(status(waiting_for=("primary",)), 0.0, resettable=False) is None
+    assert unattended.next(status(), 1.0, resettable=False) is Wish.START
+
+
+def test_so_many_episodes_with_a_pause_between_them_and_then_the_end() -> None:
+    unattended = Unattended(CONFIG)
+    now = record_one(unattended, 0.0)
+    assert unattended.seconds_to_start(now) == 5.0
+    assert unattended.next(status(last=SAVED), now + 4.9, resettable=False) is None
+    now = record_one(unattended, now + 5.0)
+    assert unattended.saved == 2
+    assert unattended.next(status(last=SAVED), now, resettable=False) is Wish.END
+
+
+def test_the_seconds_of_an_episode_count_from_its_first_step() -> None:
+    unattended = Unattended(CONFIG)
+    unattended.next(status(), 0.0, resettable=False)
+    assert unattended.next(status(State.WAITING), 60.0, resettable=False) is None
+    assert unattended.next(status(State.RECORDING), 61.0, resettable=False) is None
+    assert unattended.next(status(State.RECORDING), 70.9, resettable=False) is None
+    assert unattended.next(status(State.RECORDING), 71.0, resettable=False) is Wish.STOP
+
+
+def test_a_scene_that_a_service_resets_needs_no_pause_and_ends_with_its_task() -> None:
+    unattended = Unattended(CONFIG)
+    now = record_one(unattended, 0.0)
+    assert unattended.next(status(last=SAVED), now, resettable=True) is Wish.RESET
+    assert unattended.next(status(last=SAVED), now, resettable=True) is None  # the answer is not there yet
+    assert unattended.on_reset() is Wish.START
+    assert unattended.next(status(State.RECORDING), now + 1, resettable=True) is None
+    unattended.on_task_end()
+    assert unattended.next(status(State.RECORDING), now + 2, resettable=True) is Wish.STOP
+
+
+def test_the_end_of_a_task_outside_of_an_episode_means_nothing() -> None:
+    unattended = Unattended(CONFIG)
+    unattended.on_task_end()
+    unattended.next(status(), 0.0, resettable=False)
+    assert unattended.next(status(State.RECORDING), 1.0, resettable=False) is None
+
+
+def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:
+    unattended = Unattended(CONFIG)
+    now = record_one(unattended, 0.0, STALE)
+    assert unattended.saved == 0
+    now = record_one(unattended, now + 5)
+    record_one(unattended, now + 5)
+    assert unattended.saved == 2
+
+
+def test_three_faults_in_a_row_are_an_error_that_says_the_last_one() -> None:
+    unattended = Unattended(CONFIG)
+    now = record_one(unattended, 0.0, STALE)
+    now = record_one(unattended, now + 5, STALE)
+    with pytest.raises(DataError, match="3 episodes in a row.*camera primary is stale"):
+        record_one(unattended, now + 5, STALE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"episodes": 0}, "num_episodes is 0"),
+        ({"episode_s": 0.0}, "episode_seconds is 0"),
+        ({"pause_s": -1.0}, "reset_seconds is -1"),
+    ],
+)
+def test_senseless_numbers_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UnattendedConfig(**{"episodes": 2, "episode_s": 10.0, "pause_s": 5.0} | change)  # pyright: ignore[reportArgumentType]
