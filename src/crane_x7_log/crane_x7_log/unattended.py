@@ -28,7 +28,7 @@ class Wish(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnattendedConfig:
-    """episodes: to save. episode_s: longest duration of one. pause_s: between two, for a person to restore the scene."""
+    """episodes: to save. episode_s: the longest one. pause_s: between two, for a person to restore the scene."""
 
     episodes: int
     episode_s: float

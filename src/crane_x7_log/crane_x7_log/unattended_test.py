@@ -95,7 +95,7 @@ def test_three_faults_in_a_row_are_an_error_that_says_the_last_one() -> None:
     unattended = Unattended(CONFIG)
     now = record_one(unattended, 0.0, STALE)
     now = record_one(unattended, now + 5, STALE)
-    with pytest.raises(DataError, match="3 episodes in a row.*camera primary is stale"):
+    with pytest.raises(DataError, match=r"3 episodes in a row.*camera primary is stale"):
         record_one(unattended, now + 5, STALE)
 
 
