@@ -38,6 +38,8 @@ def _words(text: str, pattern: str) -> str | None:
 
 TEXT = Kind("text", lambda text: text)
 NAME = Kind("a name", lambda text: text if re.fullmatch(r"[A-Za-z][\w-]*", text) else None)
+SERIAL = Kind("letters and digits", lambda text: text if re.fullmatch(r"\w*", text) else None)
+DEVICE = Kind("a path", lambda text: text if re.fullmatch(r"[\w./:-]*", text) else None)
 COUNT = Kind("0 or a positive integer", lambda text: text if re.fullmatch(r"\d+", text) else None)
 SIZE = Kind("a positive integer", lambda text: text if re.fullmatch(r"0*[1-9]\d*", text) else None)
 POSITIVE = Kind("a positive number", lambda text: _number(text, lambda number: number > 0))
@@ -101,10 +103,10 @@ GROUPS: Mapping[str, tuple[Variable, ...]] = {
         Variable("CONTROL_HZ", "10.0", "steps per second of recordings, simulator and policy", POSITIVE),
     ),
     "Cameras (profile real): each by a RealSense's serial number or by a video device.": (
-        Variable("PRIMARY_CAMERA_SERIAL", "", "of the camera that sees the scene"),
-        Variable("PRIMARY_CAMERA_DEVICE", "", "such as /dev/video0"),
-        Variable("WRIST_CAMERA_SERIAL", "", "of the camera on the gripper"),
-        Variable("WRIST_CAMERA_DEVICE", "", "such as /dev/video2"),
+        Variable("PRIMARY_CAMERA_SERIAL", "", "of the camera that sees the scene", SERIAL),
+        Variable("PRIMARY_CAMERA_DEVICE", "", "such as /dev/video0", DEVICE),
+        Variable("WRIST_CAMERA_SERIAL", "", "of the camera on the gripper", SERIAL),
+        Variable("WRIST_CAMERA_DEVICE", "", "such as /dev/video2", DEVICE),
         Variable("CAMERA_WIDTH", "640", "pixels", SIZE),
         Variable("CAMERA_HEIGHT", "480", "pixels", SIZE),
         Variable("CAMERA_FPS", "30", "images per second", SIZE),
@@ -116,7 +118,7 @@ GROUPS: Mapping[str, tuple[Variable, ...]] = {
         Variable("LIFT_LOCKSTEP", "false", "wait for the command of each instant; the same for every service", SWITCH),
     ),
     "Inference (profiles vla and vla-sim).": (
-        Variable("VLA_DEVICE", "auto", "cpu, cuda or cuda:N; auto takes a GPU where there is one", TEXT),
+        Variable("VLA_DEVICE", "auto", "cpu, cuda or cuda:N; auto takes a GPU where there is one"),
         Variable(
             "VLA_AUTOSTART", "true", "drive as soon as everything is seen; false: wait for the start call", SWITCH
         ),
