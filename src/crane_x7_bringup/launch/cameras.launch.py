@@ -41,9 +41,10 @@ def given(argument: str) -> IfCondition:
     return IfCondition(PythonExpression(["'", LaunchConfiguration(argument), "' != ''"]))
 
 
-def end_with_driver(event: ProcessExited, _: LaunchContext) -> None:
+def end_with_driver(event: ProcessExited, context: LaunchContext) -> None:
     """A camera that is gone ends the launch, so that whoever started it can start it again."""
-    raise RuntimeError(f"a camera's driver ended with exit code {event.returncode}")
+    if not context.is_shutdown:
+        raise RuntimeError(f"a camera's driver ended with exit code {event.returncode}")
 
 
 def realsense(camera: str) -> Node:
