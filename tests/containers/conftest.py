@@ -1,0 +1,54 @@
+"""The engine, the images and a user's checkout, once for all tests of the containers."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crane_x7_bringup.domain import take_domain
+from tests.containers.checkout import Checkout
+from tests.containers.engine import Engine, EngineUnavailableError
+from tests.containers.standins import make_base_images
+
+KEEP = "CONTAINER_TESTS_FOLDER"
+"""Variable that names a folder for tools and images, so that the next run of these tests is quick."""
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A running engine. Where none can run the tests are skipped with the reason; in CI that is a failure."""
+    kept = os.environ.get(KEEP)
+    try:
+        engine = Engine(Path(kept) if kept else None)
+        atexit.register(engine.stop)
+        engine.start()
+    except EngineUnavailableError as error:
+        reason = f"no Docker engine can run here: {error}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    yield engine
+    engine.stop()
+    atexit.unregister(engine.stop)
+
+
+@pytest.fixture(scope="session")
+def checkout(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A clone with a user's .env, in a ROS domain that nobody uses."""
+    with take_domain() as domain:
+        checkout = Checkout(engine, tmp_path_factory.mktemp("user") / "crane_x7_vla")
+        checkout.configure(ROS_DOMAIN_ID=str(domain.number))
+        yield checkout
+        checkout.down()
+
+
+@pytest.fixture(scope="session")
+def images(engine: Engine, checkout: Checkout) -> Checkout:
+    """The checkout, after ``docker compose build`` of the two Dockerfiles."""
+    make_base_images(engine, checkout.folder)
+    checkout.build()
+    return checkout
