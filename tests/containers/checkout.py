@@ -71,7 +71,7 @@ class Checkout:
         return self._engine.run(command, folder=self.folder, variables=variables, timeout=timeout, check=check)
 
     def build(self) -> None:
-        """``docker compose build`` of one service per Dockerfile, with torch for CPUs and for another user than USER."""
+        """``docker compose build`` of a service per Dockerfile, with torch for CPUs, and not for USER."""
         variables = {"USER_ID": "1000", "GROUP_ID": "1000", "CUDA_SHORT": "cpu"}
         self.compose("build", "recorder", "train", variables=variables, timeout=600.0)
 

@@ -19,7 +19,6 @@ from crane_x7_bringup.environment import VARIABLES, template
 from crane_x7_bringup.profiles import PROFILES, find_profile
 from crane_x7_bringup.service import CAMERA_ARGUMENTS, CAMERA_LAUNCH, CAMERAS, SERVICES
 from crane_x7_vla.training.arguments import TrainCommand, parse_command
-from tests.containers.engine import docker_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -69,9 +68,8 @@ class Compose(Protocol):
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory) -> Compose:
+def compose(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Compose:
     """Runs it against the shipped file, whatever .env lies beside that."""
-    tools = docker_tools()
     home = tmp_path_factory.mktemp("home")
     empty = home / "env"
     empty.touch()

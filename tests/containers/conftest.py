@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +19,38 @@ KEEP = "CONTAINER_TESTS_FOLDER"
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
-    """A running engine. Where none can run the tests are skipped with the reason; in CI that is a failure."""
+def idle_engine() -> Iterator[Engine]:
+    """An engine that has not been started; whatever it makes is removed at the end."""
     kept = os.environ.get(KEEP)
+    engine = Engine(Path(kept) if kept else None)
+    atexit.register(engine.stop)
+    yield engine
+    engine.stop()
+    atexit.unregister(engine.stop)
+
+
+@pytest.fixture(scope="session")
+def tools(idle_engine: Engine) -> Path:
+    """Root of the unpacked packages: docker, compose, buildx."""
+    return _or_skip(idle_engine.unpack, idle_engine).tools
+
+
+@pytest.fixture(scope="session")
+def engine(idle_engine: Engine) -> Engine:
+    """A running engine."""
+    return _or_skip(idle_engine.start, idle_engine)
+
+
+def _or_skip(prepare: Callable[[], None], engine: Engine) -> Engine:
+    """Where no engine can run, tests are skipped with the reason; in CI that is a failure."""
     try:
-        engine = Engine(Path(kept) if kept else None)
-        atexit.register(engine.stop)
-        engine.start()
+        prepare()
     except EngineUnavailableError as error:
         reason = f"no Docker engine can run here: {error}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    yield engine
-    engine.stop()
-    atexit.unregister(engine.stop)
+    return engine
 
 
 @pytest.fixture(scope="session")

@@ -45,12 +45,11 @@ class EngineUnavailableError(RuntimeError):
 
 
 class Engine:
-    """``with Engine(folder) as engine: engine.docker("ps")``; folder gets everything, and is removed if it is ours."""
+    """``with Engine(folder) as engine: engine.docker("ps")``; ``unpack`` alone gives the tools, also without root."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """folder: kept with tools and images, so that the next start is quick; None: a temporary one, removed."""
         self._kept = folder is not None
-        _check_machine()
         if folder is None:
             clean_stale()
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -82,8 +81,15 @@ class Engine:
 
     def start(self) -> None:
         """Unpack the tools and start the engine; raises EngineUnavailableError with the reason."""
-        if not (self.tools / ".complete").exists():
-            self._unpack()
+        if sys.platform != "linux" or os.geteuid() != 0:
+            raise EngineUnavailableError("it needs root on Linux")
+        in_memory = not self._kept and _free_memory() > _MEMORY_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if not in_memory and free < _DISK_BYTES:
+            raise EngineUnavailableError(
+                f"images need {_DISK_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} GB are free"
+            )
+        self.unpack()
         shutil.rmtree(self._run, ignore_errors=True)
         for part in ("upper", "work"):
             for hidden in _WRITTEN:
@@ -96,7 +102,7 @@ class Engine:
             for name in _WRITTEN
         ]
         (self.folder / "data").mkdir(exist_ok=True)
-        if not self._kept and _free_memory() > _MEMORY_BYTES:
+        if in_memory:
             # Quicker to fill, and gone at once.
             mounts.append(f"mount -t tmpfs -o size={_DISK_BYTES} tmpfs {self.folder}/data")
         command = [
@@ -223,8 +229,15 @@ class Engine:
         """Control group of the containers, the folder's name."""
         return self.folder.name
 
-    def _unpack(self) -> None:
-        """Download the packages through a view of apt that touches nothing of the system's, and unpack them."""
+    def unpack(self) -> None:
+        """Download the packages through a view of apt that touches nothing of the system's, and unpack them.
+
+        Raises EngineUnavailableError with the reason.
+        """
+        if (self.tools / ".complete").exists():
+            return
+        if _os_release().get("ID") != "debian" or not _KEYRING.exists():
+            raise EngineUnavailableError("it is unpacked from Debian's packages, and this is no Debian")
         apt = self.folder / "apt"
         for part in ("lists/partial", "archives/partial", "sources"):
             (apt / part).mkdir(parents=True, exist_ok=True)
@@ -285,25 +298,13 @@ def clean_stale(parent: Path | None = None) -> list[Path]:
     """Remove what killed runs left, control groups and folders; returns the folders."""
     removed: list[Path] = []
     for folder in sorted((parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*")):
-        lock = _try_lock(folder)
+        lock = _try_lock(folder) if folder.stat().st_uid == os.getuid() else None
         if lock is None:
             continue
         _remove(folder)
         os.close(lock)
         removed.append(folder)
     return removed
-
-
-def _check_machine() -> None:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise EngineUnavailableError("a Docker engine needs root on Linux")
-    if _os_release().get("ID") != "debian" or not _KEYRING.exists():
-        raise EngineUnavailableError("the engine is unpacked from Debian's packages, and this is no Debian")
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if free < _DISK_BYTES:
-        raise EngineUnavailableError(
-            f"the images need {_DISK_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} GB are free"
-        )
 
 
 def _free_memory() -> int:
