@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Checkout:
         self._engine = engine
         self.folder = folder
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
             capture_output=True,
             check=True,
@@ -45,14 +45,11 @@ class Checkout:
                 target = folder / os.fsdecode(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
-        self._own()
-        # pytest's folders are closed to others, and the containers' user has to come through.
-        for parent in folder.parents:
-            if parent.stat().st_mode & 0o055 != 0o055:
-                parent.chmod(parent.stat().st_mode | 0o055)
-        self.configure(USER_ID=str(USER), GROUP_ID=str(USER))
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, USER, USER)
+        self.configure({"USER_ID": str(USER), "GROUP_ID": str(USER)})
 
-    def configure(self, **values: str) -> None:
+    def configure(self, values: Mapping[str, str]) -> None:
         """``cp .env.template .env`` where there is none, and set values; each must be in the template."""
         path = self.folder / ".env"
         text = (path if path.exists() else self.folder / ".env.template").read_text()
@@ -64,7 +61,7 @@ class Checkout:
         path.write_text(text)
 
     def compose(
-        self, *words: str | Path, variables: dict[str, str] | None = None, timeout: float = 120.0, check: bool = True
+        self, *words: str | Path, variables: Mapping[str, str] | None = None, timeout: float = 120.0, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """``docker compose WORDS`` with ``variables`` set in the shell."""
         command = ["docker", "compose", "--file", "docker-compose.yml", "--file", OVERRIDE, *words]
@@ -75,12 +72,15 @@ class Checkout:
         variables = {"USER_ID": "1000", "GROUP_ID": "1000", "CUDA_SHORT": "cpu"}
         self.compose("build", "recorder", "train", variables=variables, timeout=600.0)
 
-    def up(self, *profiles: str, services: tuple[str, ...] = (), **variables: str) -> None:
-        """``docker compose --profile … up --detach``; without ``--wait``."""
+    def up(self, *profiles: str, only: str = "", variables: Mapping[str, str] | None = None) -> None:
+        """``docker compose --profile … up --detach``; only: a service without those it depends on."""
         words = [word for profile in profiles for word in ("--profile", profile)]
+        services = ("--no-deps", only) if only else ()
         self.compose(*words, "up", "--detach", "--no-build", *services, variables=variables)
 
-    def run(self, service: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, service: str, *words: str, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """``docker compose run --rm SERVICE WORDS``; never raises."""
         command = ("run", "--rm", "--no-TTY", "--no-deps", service, *words)
         return self.compose(*command, variables=variables, check=False, timeout=180.0)
@@ -116,7 +116,3 @@ class Checkout:
     def down(self) -> None:
         """Remove the containers of every profile."""
         self.compose("--profile", "*", "down", "--timeout", "10")
-
-    def _own(self) -> None:
-        for path in (self.folder, *self.folder.rglob("*")):
-            os.chown(path, USER, USER)

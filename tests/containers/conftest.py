@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def _or_skip(prepare: Callable[[], None], engine: Engine) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def checkout(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+def checkout(engine: Engine) -> Iterator[Checkout]:
     """A clone with a user's .env, in a ROS domain that nobody uses."""
-    with take_domain() as domain:
-        checkout = Checkout(engine, tmp_path_factory.mktemp("user") / "crane_x7_vla")
-        checkout.configure(ROS_DOMAIN_ID=str(domain.number))
+    with take_domain() as domain, tempfile.TemporaryDirectory(prefix="crane_x7_checkout_") as folder:
+        checkout = Checkout(engine, Path(folder))
+        checkout.configure({"ROS_DOMAIN_ID": str(domain.number)})
         yield checkout
         checkout.down()
 
