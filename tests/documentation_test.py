@@ -11,11 +11,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from crane_x7_bringup.profiles import PROFILES, configured, find_profile
 from crane_x7_log.nodes import recorder_node
@@ -38,8 +39,10 @@ INTERFACES = ROOT / "docs" / "ros_interface.md"
 # Not of this repository, so that nothing here can say whether they are right.
 FOREIGN_PROGRAMS = {
     "apt-get",
+    "bash",
     "cd",
     "colcon",
+    "cp",
     "df",
     "export",
     "git",
@@ -130,7 +133,11 @@ def test_the_japanese_readme_has_the_same_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_documented_command_would_be_understood(command: Command, workplace: Path) -> None:
-    program, *words = command.words
+    check_command(command.words)
+
+
+def check_command(typed: Sequence[str]) -> None:
+    program, *words = typed
     if program == "torchrun":
         words = words[words.index("-m") :]
         program = "python"
@@ -140,8 +147,38 @@ def test_a_documented_command_would_be_understood(command: Command, workplace: P
         check_ros2(words)
     elif program in ("python", "python3"):
         check_python(words)
+    elif program == "docker":
+        check_docker(words)
     else:
-        assert program in FOREIGN_PROGRAMS, f"{command}: what is {program}?"
+        assert program in FOREIGN_PROGRAMS, f"{shlex.join(typed)}: what is {program}?"
+
+
+@functools.cache
+def compose_services() -> dict[str, list[str]]:
+    """{service: its profiles} of docker-compose.yml."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    return {service: settings["profiles"] for service, settings in services.items()}
+
+
+def check_docker(words: list[str]) -> None:
+    """``docker compose [--profile P …] VERB [FLAG …] [SERVICE [COMMAND …]]``; the command is one of ours again."""
+    assert words.pop(0) == "compose"
+    profiles: list[str] = []
+    while words[0] == "--profile":
+        profiles.append(words[1])
+        words = words[2:]
+    known = {profile for each in compose_services().values() for profile in each}
+    assert set(profiles) <= known, f"no profile {set(profiles) - known}"
+    verb, *rest = words
+    assert verb in {"build", "down", "exec", "logs", "ps", "run", "stop", "up"}
+    rest = rest[next((i for i, word in enumerate(rest) if not word.startswith("-")), len(rest)) :]
+    if not rest:
+        return
+    service, *typed = rest
+    assert service in compose_services(), f"no service {service}"
+    assert not profiles or set(profiles) & set(compose_services()[service]), f"{service} is not in {profiles}"
+    if typed:
+        check_command(typed[1:] if typed[0] == "in_workspace" else typed)
 
 
 def check_make(words: list[str]) -> None:
@@ -346,17 +383,21 @@ def every_flag() -> set[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_flags_in_the_text_exist(path: Path) -> None:
     for where, span in INLINE:
-        if where == name(path) and not span.startswith("ros2 "):
+        if where == name(path) and not re.search(r"\b(ros2|docker) ", span):
             for flag in re.findall(r"(?<!\S)--[\w.-]*\w", span):
                 spelt = "--" + flag.rpartition(".")[2].removeprefix("--").replace("_", "-")
                 assert {flag, spelt} & every_flag(), f"{where}: no command has {flag}"
 
 
-@pytest.mark.parametrize("span", sorted({span for _, span in INLINE if re.match(r"(make|python|ros2) ", span)}))
+@pytest.mark.parametrize(
+    "span", sorted({span for _, span in INLINE if re.match(r"(make|python|ros2|docker compose) ", span)})
+)
 def test_a_command_in_the_text_exists(span: str) -> None:
     match shlex.split(span):
         case ["make", *words]:
             check_make(words)
+        case ["docker", *words] if GAP not in span:
+            check_docker(words)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None, f"no module {module}"
         case ["ros2", "launch" | "run" | "param" | "service" | "topic", _, _, *_] as words:

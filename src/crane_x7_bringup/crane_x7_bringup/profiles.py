@@ -98,6 +98,70 @@ def _sim_arguments(*others: str) -> tuple[Argument, ...]:
     )
 
 
+_INSTRUCTION_RECORDED = Argument(
+    name="instruction",
+    default=INSTRUCTION,
+    description="the task in words, recorded with each episode",
+    targets=(("recorder", "instruction"),),
+)
+_OUTPUT_DIR = Argument(
+    name="output_dir",
+    default="data/tfrecord_logs",
+    description="folder of the episodes",
+    targets=(("recorder", "output_dir"),),
+)
+_INFERENCE_ARGUMENTS = (
+    Argument(
+        name="model_path",
+        default="",
+        description="directory of a merged model, or a checkpoint-N",
+        targets=(("vla_inference", "model_path"),),
+    ),
+    Argument(
+        name="instruction",
+        default=INSTRUCTION,
+        description="what the arm shall do",
+        targets=(("vla_inference", "instruction"),),
+    ),
+    Argument(
+        name="device",
+        default="auto",
+        description="cpu, cuda, cuda:1, …; auto takes a GPU where there is one",
+        targets=(("vla_inference", "device"),),
+    ),
+    Argument(
+        name="autostart",
+        default=True,
+        description="drive as soon as everything is seen; otherwise wait for ~/start",
+        targets=(("vla_inference", "autostart"),),
+    ),
+)
+
+
+def _node_arguments(node: str) -> tuple[Argument, ...]:
+    """Rate and time of a node beside an arm, real or simulated, that others started."""
+    return (
+        Argument(
+            name="lockstep",
+            default=False,
+            description="go along with a simulator in lockstep",
+            targets=((node, "lockstep"),),
+        ),
+        Argument(
+            name="control_hz",
+            default=10.0,
+            description="steps per second",
+            targets=((node, "control_hz"),),
+        ),
+        Argument(
+            name="use_sim_time",
+            default=False,
+            description="take the time from /clock",
+            targets=((node, "use_sim_time"),),
+        ),
+    )
+
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -113,19 +177,27 @@ PROFILES = {
             nodes=(SIM, EXPERT, RECORDER),
             arguments=(
                 *_sim_arguments("expert", "recorder"),
-                Argument(
-                    name="instruction",
-                    default=INSTRUCTION,
-                    description="the task in words, recorded with each episode",
-                    targets=(("recorder", "instruction"),),
-                ),
-                Argument(
-                    name="output_dir",
-                    default="data/tfrecord_logs",
-                    description="folder of the episodes",
-                    targets=(("recorder", "output_dir"),),
-                ),
+                _INSTRUCTION_RECORDED,
+                _OUTPUT_DIR,
             ),
+        ),
+        Profile(
+            name="expert-sim",
+            description="the simulated arm, driven by the scripted expert",
+            nodes=(SIM, EXPERT),
+            arguments=_sim_arguments("expert"),
+        ),
+        Profile(
+            name="log",
+            description="the recorder alone, beside an arm that others started",
+            nodes=(RECORDER,),
+            arguments=(*_node_arguments("recorder"), _INSTRUCTION_RECORDED, _OUTPUT_DIR),
+        ),
+        Profile(
+            name="vla",
+            description="the inference node alone, beside an arm that others started",
+            nodes=(INFERENCE,),
+            arguments=(*_node_arguments("vla_inference"), *_INFERENCE_ARGUMENTS),
         ),
         Profile(
             name="vla-sim",
@@ -133,30 +205,7 @@ PROFILES = {
             nodes=(SIM, INFERENCE),
             arguments=(
                 *_sim_arguments("vla_inference"),
-                Argument(
-                    name="model_path",
-                    default="",
-                    description="directory of a merged model, or a checkpoint-N",
-                    targets=(("vla_inference", "model_path"),),
-                ),
-                Argument(
-                    name="instruction",
-                    default=INSTRUCTION,
-                    description="what the arm shall do",
-                    targets=(("vla_inference", "instruction"),),
-                ),
-                Argument(
-                    name="device",
-                    default="auto",
-                    description="cpu, cuda, cuda:1, …; auto takes a GPU where there is one",
-                    targets=(("vla_inference", "device"),),
-                ),
-                Argument(
-                    name="autostart",
-                    default=True,
-                    description="drive as soon as everything is seen; otherwise wait for ~/start",
-                    targets=(("vla_inference", "autostart"),),
-                ),
+                *_INFERENCE_ARGUMENTS,
             ),
         ),
     )

@@ -66,7 +66,9 @@ def test_wrong_arguments_are_named(word: str, text: str) -> None:
 
 
 def test_an_unknown_profile_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="unknown profile 'real'; known profiles: sim, log-sim, vla-sim"):
+    with pytest.raises(
+        ConfigError, match="unknown profile 'real'; known profiles: sim, log-sim, expert-sim, log, vla, vla-sim"
+    ):
         find_profile("real")
 
 
