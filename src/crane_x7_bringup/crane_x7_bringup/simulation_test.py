@@ -16,6 +16,7 @@ from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import EXPERT, SIM
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
+from crane_x7_vla.errors import DataError
 from crane_x7_vla.nodes.messages import (
     command_qos,
     image_to_rgb,
@@ -99,6 +100,7 @@ def test_an_episode_over_ros_is_the_episode_bit_for_bit_whatever_runs_in_another
         session.wait_episode_end()
         assert session.node.count_publishers("joint_states") == 1
         last = 0
+        told: list[str] = []
         for seed in (7, 8, 7):
             begin = session.reset_simulator(seed)
             assert begin - last >= 1_000_000_000
@@ -114,7 +116,11 @@ def test_an_episode_over_ros_is_the_episode_bit_for_bit_whatever_runs_in_another
             for stamp, state in zip(stamps, expected, strict=True):
                 np.testing.assert_array_equal(watcher.states[stamp], state)
                 assert watcher.images[stamp].shape == (30, 40, 3)
+            told.append(f"episode of seed {seed}: success after {end['steps']} steps")
         assert len({picture.tobytes() for picture in watcher.images.values()}) > 10
+    # A person who records by hand reads it in the terminal of the nodes.
+    log = (tmp_path / "own" / "sim.log").read_text()
+    assert all(line in log for line in told)
 
 
 def test_a_command_that_does_not_come_ends_the_simulator_with_one_line(tmp_path: Path) -> None:
@@ -139,6 +145,11 @@ def test_a_command_that_does_not_come_ends_the_simulator_with_one_line(tmp_path:
     log = (tmp_path / "sim.log").read_text()
     assert log.count("arm trajectory ignored: trajectory is for other joints") == 1
     assert "Traceback" not in log
+
+
+def test_a_negative_seed_is_refused_at_the_reset(tmp_path: Path) -> None:
+    with stack(tmp_path, spec(SIM, cameras=[])) as session, pytest.raises(DataError, match="must be 0 or more, got -1"):
+        session.reset_simulator(-1)
 
 
 def test_real_time_follows_the_clock_and_any_trajectory(tmp_path: Path) -> None:

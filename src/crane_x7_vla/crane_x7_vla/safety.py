@@ -189,6 +189,8 @@ def _within_reach(
             pulled_back = max(pulled_back, outside)
             limited[arm] = previous[arm]
             outside = _outside(limited, robot, low, high)
+            if outside > max(_TOLERANCE, outside_before):  # fingers that open reach lower, too
+                limited, outside = previous.copy(), outside_before
         result[number] = limited
         previous, outside_before = limited, outside
     if pulled_back > 0:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crane_x7_vla import kinematics
+from crane_x7_vla import kinematics, safety
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.safety import SafetyLimits, Verdict, check, stale
@@ -231,6 +231,23 @@ def test_below_the_table_is_clamped_to_it_and_the_motion_along_it_goes_on() -> N
     assert any("fingers or wrist up to 30 mm outside" in reason for reason in verdict.reasons)
 
 
+def outside(row: np.ndarray) -> float:
+    low, high = np.array(LIMITS.workspace_lower), np.array(LIMITS.workspace_upper)
+    return safety._outside(row.astype(np.float64), CRANE_X7, low, high)
+
+
+def test_fingers_do_not_open_into_the_table_when_the_arm_has_no_time_to_give_way() -> None:
+    # Horizontal, 19 mm above the table, one finger above the other.
+    current = np.array([0, -1.287, 0, -0.969, 0, 0.709, 0, 0], np.float32)
+    opened = current.copy()
+    opened[7] = 1.2
+    assert outside(current) == 0
+    assert outside(opened) > 0.03
+    verdict = judge(np.stack([opened] * 3), current=current, late=0.08)
+    assert [row for row in rows(verdict) if outside(row) > 1.1e-3] == []
+    assert "clamped to the workspace" in verdict.reasons[0]
+
+
 @pytest.mark.parametrize("opening", [0.2, 0.4])
 def test_tips_of_open_fingers_stay_above_the_table_too(opening: float) -> None:
     # The hand leans, so that one finger is lower than the middle of both.
@@ -291,17 +308,15 @@ def test_random_chunks_never_leave_limits_speed_or_workspace() -> None:
     rng = np.random.default_rng(1)
     reach = np.array(CRANE_X7.max_velocity) * DT
     reach[CRANE_X7.gripper_index] = np.inf
-    low, high = np.array(LIMITS.workspace_lower), np.array(LIMITS.workspace_upper)
-    for _ in range(60):
+    for late in rng.uniform(0, DT, 60):
         current = pose(*rng.uniform([0.2, -0.1, 0.005], [0.3, 0.1, 0.15]))
         actions = (current + np.cumsum(rng.normal(0, 0.3, (6, 8)), axis=0)).astype(np.float32)
-        verdict = judge(actions, current=current, limits=dataclasses.replace(LIMITS, max_jump=9.0))
+        verdict = judge(actions, current=current, late=late, limits=dataclasses.replace(LIMITS, max_jump=9.0))
         result = rows(verdict)
         assert np.all(result == CRANE_X7.clamp(result))
         assert np.all(np.abs(np.diff(np.vstack([current, result]), axis=0)) <= reach + 1e-6)
         for row in result:
-            tip = kinematics.tip(row[:7])
-            assert np.linalg.norm(tip - np.clip(tip, low, high)) <= 1.1e-3
+            assert outside(row) <= max(1.1e-3, outside(current))
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

@@ -78,8 +78,12 @@ class Settings:
         for name in ("control_hz", "image_width", "image_height", "max_steps", "command_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"parameter '{name}' must be positive, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"parameter 'seed' must be 0 or more, got {self.seed}")
+        _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"parameter 'seed' must be 0 or more, got {seed}")
 
 
 class SimNode(SuiteNode):
@@ -197,6 +201,8 @@ class SimNode(SuiteNode):
                 "stamp_ns": self._stamp,
             }
             self._ended.publish(String(data=json.dumps(end)))
+            how = "success" if end["success"] else "no success"
+            self.get_logger().info(f"episode of seed {self._seed}: {how} after {self._steps} steps")
 
     def _show(self, observation: Observation) -> None:
         """Publish the instant: time first, then what others compute from, then the images, which take longest."""
@@ -216,7 +222,9 @@ class SimNode(SuiteNode):
     def _on_reset(self, response: Trigger.Response, seed: int | None) -> Trigger.Response:
         """seed: None for that of the parameter."""
         try:
-            self._begin(max(0, int(current(self, Settings, "seed"))) if seed is None else seed)
+            chosen: int = current(self, Settings, "seed") if seed is None else seed
+            _check_seed(chosen)
+            self._begin(chosen)
         except ConfigError as error:
             response.success = False
             response.message = str(error)

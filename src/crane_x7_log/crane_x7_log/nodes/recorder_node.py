@@ -183,6 +183,11 @@ class RecorderNode(SuiteNode):
     def _unattended(self, settings: Settings) -> Operator | None:
         if settings.num_episodes == 0:
             return None
+        if settings.lockstep:
+            raise ConfigError(
+                "num_episodes is for real time, as a scene in lockstep goes on before the recorder is ready; "
+                "set lockstep:=false, or record with: python -m crane_x7_bringup.demo.collect"
+            )
         if not settings.instruction.strip():
             raise ConfigError("num_episodes is set and instruction is empty; set it to what the arm is to do, in words")
         return Operator(

@@ -20,6 +20,8 @@ from crane_x7_vla.protocol import JOINT_STATES, NANOSECONDS, RESET_GAP
 
 # Stamps are rounded to ns, so that periods differ by one.
 _ROUNDING = 2
+# Command periods between two ticks, after which the arm has waited while its plan ran on.
+_LATE_PERIODS = 5
 
 
 class Publish(Protocol):
@@ -209,6 +211,8 @@ class RealtimeDriver:
         # An answer that takes longer has nothing left to say.
         self._horizon = round(pilot.policy.spec.action_horizon * pilot.policy.spec.dt * NANOSECONDS)
         self._running = False
+        self._ticked: int | None = None
+        self._sent: np.ndarray | None = None
         self._last: int | None = None
         self._asked: int | None = None
         self._asked_at = 0
@@ -221,10 +225,10 @@ class RealtimeDriver:
         self._forget()
         self._running = True
 
-    def stop(self, now: int) -> None:
-        """Send the target in force at ``now`` ns once more as the last one, then nothing."""
-        if self._running and self._pilot.begun:
-            self._publish(self._pilot.target(now / NANOSECONDS), stamp=AT_ONCE, duration=0)
+    def stop(self) -> None:
+        """Send the last target once more, then nothing."""
+        if self._sent is not None:
+            self._publish(self._sent, stamp=AT_ONCE, duration=0)
         self._forget()
         self._running = False
 
@@ -232,14 +236,22 @@ class RealtimeDriver:
         """Once per command period, at ``now`` ns of the clock of the stamps."""
         if not self._running:
             return
+        passed = 0 if self._ticked is None else now - self._ticked
+        self._ticked = now
+        if passed >= RESET_GAP:
+            self._start_over(now)
+        elif self._sent is not None and not 0 <= passed <= _LATE_PERIODS * self._period:
+            # This process was stopped, or the clock was set: the arm is where it was left, the plan is not.
+            self._pilot.begin(self._sent, now / NANOSECONDS)
+            self._hold(now, f"{passed / NANOSECONDS:.2f} s passed between two commands")
+            return
         instant = self._buffer.newest()
         problem = self._buffer.problem(now, self._max_age)
         if problem is not None or instant is None:
             self._hold(now, problem or "nothing seen yet")
             return
         if self._last is not None and (instant < self._last or instant - self._last >= RESET_GAP):
-            self._forget()
-            self._asked_at = now
+            self._start_over(now)
         self._last = instant
         try:
             if not self._pilot.begun:
@@ -283,10 +295,16 @@ class RealtimeDriver:
         if self._pilot.begun:
             self._send(now)
 
+    def _start_over(self, now: int) -> None:
+        """The arm may be anywhere; what the policy is still thinking about was asked in another time."""
+        self._forget()
+        self._asked_at = now
+
     def _forget(self) -> None:
         self._generation += 1
-        self._last = self._asked = None
+        self._last = self._asked = self._sent = None
         self._pilot.forget()
 
     def _send(self, now: int) -> None:
-        self._publish(self._pilot.target((now + self._period) / NANOSECONDS), stamp=AT_ONCE, duration=0)
+        self._sent = self._pilot.target((now + self._period) / NANOSECONDS)
+        self._publish(self._sent, stamp=AT_ONCE, duration=0)

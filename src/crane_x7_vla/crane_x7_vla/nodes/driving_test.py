@@ -275,14 +275,16 @@ def test_joints_that_cannot_be_read_are_told_and_not_answered(bench: Bench) -> N
 # -- real time --------------------------------------------------------------------------------------------------------
 
 
-def drive(bench: Bench, driver: RealtimeDriver, begin: int, end: int, *, camera: bool = True) -> None:
+def drive(
+    bench: Bench, driver: RealtimeDriver, begin: int, end: int, *, camera: bool = True, ticks: bool = True
+) -> None:
     """Ticks at 50 Hz from ``begin`` to ``end`` ns, joints at 100 Hz and images at 10 Hz, 5 ms late."""
     for now in range(begin, end, DT // 20):
         if now % (DT // 10) == 0:
             bench.joints(now - DT // 20)
         if camera and now % DT == 0:
             bench.image(now - DT // 20)
-        if now % (DT // 5) == 0:
+        if ticks and now % (DT // 5) == 0:
             bench.tick(driver, now)
 
 
@@ -382,14 +384,56 @@ def test_an_arm_unheard_for_a_second_is_taken_up_where_it_is(bench: Bench) -> No
     assert bench.sent[-1][2] == pytest.approx(0.2, abs=0.01)
 
 
-def test_stop_sends_the_target_in_force_once_more(bench: Bench) -> None:
+@pytest.mark.parametrize("seconds", [0.4, 0.6])
+@pytest.mark.parametrize("heard", [True, False])
+def test_after_a_stall_the_arm_goes_on_from_the_last_target_sent(bench: Bench, seconds: float, heard: bool) -> None:
+    """Heard: what came during the stall is in the buffer when the node goes on, and the policy's answer is there."""
+    driver = bench.realtime()
+    drive(bench, driver, SECOND, 2 * SECOND)
+    bench.worker.delayed = True
+    drive(bench, driver, 2 * SECOND, 2 * SECOND + 2 * DT)
+    assert bench.worker.busy
+    last = bench.sent[-1][2]
+    again = 2 * SECOND + 2 * DT + round(seconds * SECOND)
+    if heard:
+        drive(bench, driver, 2 * SECOND + 2 * DT, again, ticks=False)
+        bench.worker.finish()
+    bench.tick(driver, again)
+    assert bench.sent[-1][2] == last
+    assert bench.pilot.hold_reason == f"{seconds + 0.02:.2f} s passed between two commands"
+    bench.worker.finish()
+    bench.worker.delayed = False
+    drive(bench, driver, again + DT // 5, again + SECOND)
+    moves = np.diff([last, *(value for at, (_, _, value) in zip(bench.sent_at, bench.sent, strict=True) if at > again)])
+    assert np.abs(moves).max() < 0.01
+    assert bench.pilot.hold_reason is None
+
+
+def test_a_clock_that_is_set_back_does_not_bring_back_an_earlier_target(bench: Bench) -> None:
+    driver = bench.realtime()
+    drive(bench, driver, SECOND, 2 * SECOND)
+    last = bench.sent[-1][2]
+    bench.tick(driver, 2 * SECOND - 4 * DT)
+    assert bench.sent[-1][2] == last
+
+
+def test_a_stop_right_after_a_stall_sends_the_last_target(bench: Bench) -> None:
+    driver = bench.realtime()
+    drive(bench, driver, SECOND, 2 * SECOND)
+    last = bench.sent[-1][2]
+    drive(bench, driver, 2 * SECOND, 2 * SECOND + 4 * DT, ticks=False)
+    driver.stop()
+    assert bench.sent[-1][2] == last
+
+
+def test_stop_sends_the_last_target_once_more(bench: Bench) -> None:
     driver = bench.realtime()
     drive(bench, driver, SECOND, 2 * SECOND)
     count, last = len(bench.sent), bench.sent[-1][2]
-    driver.stop(2 * SECOND)
+    driver.stop()
     drive(bench, driver, 2 * SECOND, 3 * SECOND)
     assert len(bench.sent) == count + 1
-    assert bench.sent[-1][2] == pytest.approx(last, abs=1e-6)
+    assert bench.sent[-1][2] == last
 
 
 # -- worker -----------------------------------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ class InferenceNode(SuiteNode):
         if self._lockstep is not None:
             self._lockstep.stop()
         if self._realtime is not None:
-            self._realtime.stop(self.get_clock().now().nanoseconds)
+            self._realtime.stop()
         self._on_status()
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hang_up_is_heard() -> Iterator[None]:
+    """Whatever started the tests: nohup has SIGHUP ignored, which the commands under test would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
