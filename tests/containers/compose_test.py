@@ -209,13 +209,6 @@ def test_cameras_are_healthy_when_images_come(services: Json) -> None:
     assert services["cameras"]["healthcheck"]["test"][-1] == "/camera/color/image_raw"
 
 
-@pytest.mark.xfail(
-    importlib.util.find_spec("crane_x7_bringup.health") is None, reason="the health module comes next", strict=True
-)
-def test_the_health_command_is_there() -> None:
-    assert importlib.util.find_spec("crane_x7_bringup.health") is not None
-
-
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 

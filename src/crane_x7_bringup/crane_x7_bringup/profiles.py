@@ -51,6 +51,8 @@ RECORDER = NodeSpec(
     executable="recorder_node",
     params_file="recorder.yaml",
     parameters={"camera_names": ["primary", "wrist"]},
+    # With num_episodes it ends by itself.
+    may_finish=True,
 )
 INFERENCE = NodeSpec(
     name="vla_inference",

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +26,16 @@ METRICS_NAME = "metrics.jsonl"
 
 
 def check_wandb(config: VLAConfig) -> None:
-    """Raise ConfigError where W&B is asked for but not installed; before anything heavy starts."""
-    if config.training.use_wandb and importlib.util.find_spec("wandb") is None:
+    """Raise ConfigError where W&B is asked for but not installed or switched off; before anything heavy starts."""
+    if not config.training.use_wandb:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise ConfigError("use_wandb is set, but wandb is not installed; pip install wandb, or --no-use-wandb")
+    if os.environ.get("WANDB_MODE") == "disabled":
+        raise ConfigError(
+            "use_wandb is set, but the environment says WANDB_MODE=disabled, so that nothing would be logged; set it to "
+            "online or offline, or --no-use-wandb"
+        )
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.data.tfrecord import RecordFile
-from crane_x7_vla.training.logs import MetricLog, ProgressDisplay
+from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.training.logs import MetricLog, ProgressDisplay, check_wandb
 
 FAKE_WANDB = """
 import json
@@ -88,6 +89,18 @@ def test_tensorboards_own_reader_accepts_the_file(tmp_path: Path) -> None:
         loaded.append(Event.FromString(reader.record()))
     assert loaded[0].file_version == "brain.Event:2"
     assert (loaded[1].step, loaded[1].summary.value[0].tag) == (7, "eval/loss")
+
+
+def test_wandb_that_the_environment_switches_off_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tiny = OpenVLAOFTConfig.tiny()
+    config = replace(tiny, training=replace(tiny.training, use_wandb=True))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(ConfigError, match="WANDB_MODE=disabled"):
+        check_wandb(config)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_wandb(config)
 
 
 def test_wandb_gets_the_config_and_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
