@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from crane_x7_log.checks import check_episode
-from crane_x7_vla.data.episode import list_episodes
+from crane_x7_vla.data.episode import EpisodeFile, list_episodes
 from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
 
 pytestmark = pytest.mark.ros
+
+# The expert's quickest pick takes longer, so an episode of fewer steps lacks its beginning.
+MIN_STEPS = 25
 
 
 def up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -22,8 +25,12 @@ def up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_so_many_scenes_are_recorded_one_after_the_other_and_then_all_ends(tmp_path: Path) -> None:
-    done = up(tmp_path, "recorder.num_episodes:=2", "seed:=40")
+@pytest.mark.parametrize("lockstep", ["false", "true"])
+def test_so_many_scenes_are_recorded_one_after_the_other_and_then_all_ends(tmp_path: Path, lockstep: str) -> None:
+    # Joint states that are late do not matter here, and come on a machine that is busy.
+    done = up(
+        tmp_path, "recorder.num_episodes:=2", "seed:=40", f"lockstep:={lockstep}", "recorder.joint_max_age_s:=2.0"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     paths = list_episodes(tmp_path / "data")
     assert len(paths) == 2
@@ -34,10 +41,5 @@ def test_so_many_scenes_are_recorded_one_after_the_other_and_then_all_ends(tmp_p
         assert metadata is not None
         assert metadata.success is True
         seeds.append(metadata.seed)
+        assert len(EpisodeFile(path).arrays().state) > MIN_STEPS
     assert seeds == [41, 42]
-
-
-def test_in_lockstep_it_says_what_to_use_instead(tmp_path: Path) -> None:
-    done = up(tmp_path, "recorder.num_episodes:=2", "lockstep:=true")
-    assert done.returncode == 2
-    assert "num_episodes is for real time" in done.stdout + done.stderr

@@ -84,10 +84,13 @@ class Recorder:
 
     # --- the operator's wishes ---
 
-    def start(self, instruction: str, now: float, *, started_at: str, seed: int | None = None) -> str:
+    def start(
+        self, instruction: str, now: float, *, started_at: str, seed: int | None = None, afresh: bool = False
+    ) -> str:
         """Begin an episode with the first instant that all sources have; returns a sentence for the operator.
 
-        instruction, seed: of this episode, whatever they become later. started_at: ISO 8601.
+        instruction, seed: of this episode, whatever they become later. started_at: ISO 8601. afresh: what came before
+        is not of this episode, as the scene will be reset.
         Raises RefusedError, or DataError when nothing could be written.
         """
         if self._state is not State.IDLE:
@@ -109,8 +112,9 @@ class Recorder:
         )
         self._current = _Current(session, now)
         self._state = State.WAITING
-        self._feed_latest(session, now)
-        self._advance(now)
+        if not afresh:
+            self._feed_latest(session, now)
+            self._advance(now)
         lacking = "; ".join(self._sources.describe_all(self._lacking()))
         return f"recording as soon as these come: {lacking}" if lacking else "recording"
 

@@ -3,6 +3,8 @@
 Under ``docker compose`` there is no terminal to press start and stop at, so the recorder does it itself: it waits until
 every source is there, has the scene reset where a service does that (the simulator's), records, and saves. On a table
 where a person puts things back it pauses between episodes instead.
+
+A simulator in lockstep runs on as soon as it is reset, so there the recorder is started first, when a scene is over.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ class Wish(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnattendedConfig:
-    """episodes: to save. episode_s: the longest one. pause_s: between two, for a person to restore the scene."""
+    """episodes: to save. episode_s: the longest one. pause_s: between two, for a person to restore the scene.
+
+    lockstep: of a simulator whose scenes end by themselves.
+    """
 
     episodes: int
     episode_s: float
     pause_s: float
+    lockstep: bool = False
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -45,7 +51,8 @@ class UnattendedConfig:
 
 class _Phase(Enum):
     PAUSE = "pause"
-    RESET = "reset"
+    STARTED = "started, the reset is next"
+    RESET = "reset, the start is next"
     RECORD = "record"
     SAVE = "save"
 
@@ -78,29 +85,44 @@ class Unattended:
         """
         idle = status.state == State.IDLE.value
         if self._phase is _Phase.PAUSE and idle and not status.waiting_for:
-            if self._saved >= self._config.episodes:
-                return Wish.END
-            if not resettable and self.seconds_to_start(now) > 0:
-                return None
-            self._phase = _Phase.RESET if resettable else _Phase.RECORD
-            self._task_ended = False
-            self._recording_since = None
-            return Wish.RESET if resettable else Wish.START
+            return self._between(now, resettable=resettable)
+        if self._phase is _Phase.STARTED:
+            self._phase = _Phase.RECORD
+            return Wish.RESET
         if self._phase is _Phase.RECORD:
             return self._while_recording(status, now)
         if self._phase is _Phase.SAVE and idle:
             self._judge(status, now)
         return None
 
-    def on_reset(self) -> Wish:
+    def on_reset(self) -> Wish | None:
         """The scene is reset, and what came since shows it."""
+        if self._phase is not _Phase.RESET:
+            return None
         self._phase = _Phase.RECORD
         return Wish.START
 
     def on_task_end(self) -> bool:
         """The simulator says that its episode has ended; whether one was being recorded."""
-        self._task_ended = self._phase is _Phase.RECORD
-        return self._task_ended
+        self._task_ended = True
+        return self._phase is _Phase.RECORD
+
+    def _between(self, now: float, *, resettable: bool) -> Wish | None:
+        if self._saved >= self._config.episodes:
+            return Wish.END
+        if self._config.lockstep:
+            if not (resettable and self._task_ended):
+                return None
+            self._phase = _Phase.STARTED
+        elif resettable:
+            self._phase = _Phase.RESET
+        elif self.seconds_to_start(now) > 0:
+            return None
+        else:
+            self._phase = _Phase.RECORD
+        self._task_ended = False
+        self._recording_since = None
+        return Wish.RESET if self._phase is _Phase.RESET else Wish.START
 
     def _while_recording(self, status: Status, now: float) -> Wish | None:
         if status.state == State.RECORDING.value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from crane_x7_log.recorder import STOPPED
@@ -80,6 +82,21 @@ def test_the_end_of_a_task_outside_of_an_episode_means_nothing() -> None:
     unattended.on_task_end()
     unattended.next(status(), 0.0, resettable=False)
     assert unattended.next(status(State.RECORDING), 1.0, resettable=False) is None
+
+
+def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the_next_begins() -> None:
+    unattended = Unattended(dataclasses.replace(CONFIG, lockstep=True))
+    assert unattended.next(status(), 0.0, resettable=True) is None  # a scene is going on
+    assert not unattended.on_task_end()
+    assert unattended.next(status(), 1.0, resettable=True) is Wish.START
+    assert unattended.next(status(State.WAITING), 1.1, resettable=True) is Wish.RESET
+    assert unattended.on_reset() is None
+    assert unattended.next(status(State.RECORDING), 1.2, resettable=True) is None
+    assert unattended.on_task_end()
+    assert unattended.next(status(State.RECORDING), 1.3, resettable=True) is Wish.STOP
+    assert unattended.next(status(last=SAVED), 1.4, resettable=True) is None
+    assert unattended.saved == 1
+    assert unattended.next(status(last=SAVED), 1.5, resettable=True) is Wish.START
 
 
 def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:

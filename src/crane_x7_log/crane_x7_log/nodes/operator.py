@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from rclpy.task import Future
 from std_msgs.msg import String
@@ -26,6 +26,12 @@ _RESET_S = 30.0
 _TELL_S = 5.0
 
 
+class Start(Protocol):
+    """Starts the recorder. seed: of the scene, None where there is none. afresh: see ``Recorder.start``."""
+
+    def __call__(self, seed: int | None, *, afresh: bool) -> str: ...
+
+
 class Operator:
     """Ends ``node`` when all episodes are recorded, or when that fails."""
 
@@ -34,12 +40,12 @@ class Operator:
         node: SuiteNode,
         config: UnattendedConfig,
         *,
-        start: Callable[[int | None], str],
+        start: Start,
         stop: Callable[[], str],
         mark_success: Callable[[bool], str],
         has_all_since: Callable[[int], bool],
     ) -> None:
-        """start: given the scene's seed, or None; these and ``stop`` are the recorder's, and raise as it does.
+        """start, stop, mark_success: the recorder's, and raise as it does.
 
         has_all_since: whether every source has reached a stamp, ns.
         """
@@ -59,9 +65,7 @@ class Operator:
         """Several times a second. now: monotonic, s."""
         try:
             if self._reset_asked_at is not None and now - self._reset_asked_at > _RESET_S:
-                raise DataError(
-                    f"{NEXT_SCENE} did not bring a new scene within {_RESET_S:g} s; is the simulator stuck?"
-                )
+                raise DataError(f"no new scene within {_RESET_S:g} s of {NEXT_SCENE}; does the simulator hang?")
             if self._scene_is_new and self._scene is not None and self._has_all_since(self._scene[1]):
                 self._scene_is_new = False
                 self._reset_asked_at = None
@@ -80,7 +84,10 @@ class Operator:
             self._success = None
             number = self._unattended.saved + 1
             seed = None if self._scene is None else self._scene[0]
-            logger.info("episode %d of %d: %s", number, self._config.episodes, self._start(seed))
+            if self._config.lockstep and seed is not None:
+                seed += 1  # the scene that is over is followed by the next
+            said = self._start(seed, afresh=self._config.lockstep)
+            logger.info("episode %d of %d: %s", number, self._config.episodes, said)
         elif wish is Wish.STOP:
             if self._success is not None:
                 self._mark(self._success)
@@ -111,7 +118,9 @@ class Operator:
     def _on_episode_end(self, message: String) -> None:
         """The simulator tells how its episode ended; one that ended before the present scene is told to latecomers."""
         end = json.loads(message.data)
-        if self._scene is None or self._scene_is_new or int(end["stamp_ns"]) < self._scene[1]:
+        if self._scene is None and self._config.lockstep:
+            self._scene = (int(end["seed"]), 0)
+        elif self._scene is None or self._scene_is_new or int(end["stamp_ns"]) < self._scene[1]:
             return
         if self._unattended.on_task_end():
             self._success = bool(end["success"])

@@ -183,17 +183,15 @@ class RecorderNode(SuiteNode):
     def _unattended(self, settings: Settings) -> Operator | None:
         if settings.num_episodes == 0:
             return None
-        if settings.lockstep:
-            raise ConfigError(
-                "num_episodes is for real time, as a scene in lockstep goes on before the recorder is ready; "
-                "set lockstep:=false, or record with: python -m crane_x7_bringup.demo.collect"
-            )
         if not settings.instruction.strip():
             raise ConfigError("num_episodes is set and instruction is empty; set it to what the arm is to do, in words")
         return Operator(
             self,
             UnattendedConfig(
-                episodes=settings.num_episodes, episode_s=settings.episode_seconds, pause_s=settings.reset_seconds
+                episodes=settings.num_episodes,
+                episode_s=settings.episode_seconds,
+                pause_s=settings.reset_seconds,
+                lockstep=settings.lockstep,
             ),
             start=self._start,
             stop=self._stop,
@@ -232,14 +230,15 @@ class RecorderNode(SuiteNode):
             logger.warning("%s: %s", source, error)
         self._recorder.reject(source, str(error))
 
-    def _start(self, seed: int | None = None) -> str:
-        """seed: of the scene, None for what the parameter says."""
+    def _start(self, seed: int | None = None, *, afresh: bool = False) -> str:
+        """seed: of the scene, None for what the parameter says. afresh: see ``Recorder.start``."""
         known: int = current(self, Settings, "seed") if seed is None else seed
         return self._recorder.start(
             current(self, Settings, "instruction"),
             time.monotonic(),
             started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             seed=None if known < 0 else known,
+            afresh=afresh,
         )
 
     def _stop(self) -> str:

@@ -33,8 +33,8 @@ def check_wandb(config: VLAConfig) -> None:
         raise ConfigError("use_wandb is set, but wandb is not installed; pip install wandb, or --no-use-wandb")
     if os.environ.get("WANDB_MODE") == "disabled":
         raise ConfigError(
-            "use_wandb is set, but the environment says WANDB_MODE=disabled, so that nothing would be logged; set it to "
-            "online or offline, or --no-use-wandb"
+            "use_wandb is set, but the environment says WANDB_MODE=disabled, so that nothing would be logged; set it "
+            "to online or offline, or --no-use-wandb"
         )
 
 
