@@ -91,43 +91,12 @@ class Engine:
             )
         self.unpack()
         shutil.rmtree(self._run, ignore_errors=True)
-        for part in ("upper", "work"):
-            for hidden in _WRITTEN:
-                (self._run / hidden / part).mkdir(parents=True)
-        (self.folder / "home").mkdir(exist_ok=True)
+        for folder in (self._run, self.folder / "home", self.folder / "data"):
+            folder.mkdir(exist_ok=True)
         (self.folder / "engine.json").write_text("{}\n")
-        mounts = [
-            f"mount -t overlay -o lowerdir=/{name},upperdir={self._run}/{name}/upper,workdir={self._run}/{name}/work "
-            f"overlay /{name}"
-            for name in _WRITTEN
-        ]
-        (self.folder / "data").mkdir(exist_ok=True)
-        if in_memory:
-            # Quicker to fill, and gone at once.
-            mounts.append(f"mount -t tmpfs -o size={_DISK_BYTES} tmpfs {self.folder}/data")
-        command = [
-            # Whatever happens to this process, the kernel ends what follows.
-            *("setpriv", "--pdeathsig", "KILL"),
-            *("unshare", "--mount", "--pid", "--mount-proc", "--kill-child"),
-            *(
-                "sh",
-                "-c",
-                f'{" && ".join(mounts)} && exec "$@"',
-                "sh",
-                self.tools / "usr/bin/tini-static",
-                "--",
-                "dockerd",
-            ),
-            *("--config-file", self.folder / "engine.json", "--data-root", self.folder / "data"),
-            *("--exec-root", self._run / "exec", "--pidfile", self._run / "docker.pid"),
-            *("--host", f"unix://{self._socket}", "--group", "root", "--cgroup-parent", f"/{self._group}"),
-            # The host's network only: rules of iptables would outlive the engine.
-            *("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"),
-            *("--storage-driver", "overlay2"),
-        ]
         with (self.folder / "engine.log").open("wb") as log:
             self._daemon = subprocess.Popen(
-                [str(word) for word in command],
+                [str(word) for word in self._command(in_memory=in_memory)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -148,8 +117,9 @@ class Engine:
             return
         if self._daemon is not None and self._daemon.poll() is None:
             self._remove_containers()
-            (first,) = Path(f"/proc/{self._daemon.pid}/task/{self._daemon.pid}/children").read_text().split()
-            os.kill(int(first), signal.SIGTERM)
+            # Its parent, which is all that is known here, ignores the signal.
+            for child in Path(f"/proc/{self._daemon.pid}/task/{self._daemon.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
             try:
                 self._daemon.wait(_STOP_S)
             except subprocess.TimeoutExpired:
@@ -207,6 +177,29 @@ class Engine:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _command(self, *, in_memory: bool) -> list[str | Path]:
+        """The engine in namespaces of its own. in_memory: images are quicker to write there, and gone at once."""
+        mounts: list[str] = []
+        for name in _WRITTEN:
+            upper, work = (self._run / name / part for part in ("upper", "work"))
+            for folder in (upper, work):
+                folder.mkdir(parents=True)
+            mounts.append(f"mount -t overlay -o lowerdir=/{name},upperdir={upper},workdir={work} overlay /{name}")
+        if in_memory:
+            mounts.append(f"mount -t tmpfs -o size={_DISK_BYTES} tmpfs {self.folder}/data")
+        script = f'{" && ".join(mounts)} && exec "$@"'
+        return [
+            # Whatever happens to this process, the kernel ends what follows.
+            *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc", "--kill-child"),
+            *("sh", "-c", script, "sh", self.tools / "usr" / "bin" / "tini-static", "--"),
+            *("dockerd", "--config-file", self.folder / "engine.json", "--data-root", self.folder / "data"),
+            *("--exec-root", self._run / "exec", "--pidfile", self._run / "docker.pid", "--group", "root"),
+            *("--host", f"unix://{self._socket}", "--cgroup-parent", f"/{self._group}"),
+            # The host's network only: rules of iptables would outlive the engine.
+            *("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"),
+            *("--storage-driver", "overlay2"),
+        ]
 
     def _remove_containers(self) -> None:
         """Also those that a killed run left in a kept folder: their restart policy has just started them again."""
