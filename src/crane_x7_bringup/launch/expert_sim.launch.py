@@ -3,7 +3,8 @@
 # launch is no package of the registry, so it is not there where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -65,4 +66,6 @@ def generate_launch_description() -> LaunchDescription:
             },
         ],
     )
-    return LaunchDescription([*ARGUMENTS, sim, expert])
+    # The nodes need each other: whichever ends, all end, as under the supervisor.
+    together = RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node has ended")]))
+    return LaunchDescription([*ARGUMENTS, together, sim, expert])
