@@ -99,6 +99,14 @@ def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the
     assert unattended.next(status(last=SAVED), 1.5, resettable=True) is Wish.START
 
 
+def test_in_lockstep_a_recorder_that_comes_after_the_first_scene_begins_with_the_next() -> None:
+    unattended = Unattended(dataclasses.replace(CONFIG, lockstep=True))
+    blind = status(waiting_for=("joint_states", "primary"))
+    assert unattended.next(blind, 0.0, resettable=True) is None
+    unattended.on_task_end()  # the simulator's last word, latched
+    assert unattended.next(blind, 1.0, resettable=True) is Wish.START
+
+
 def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:
     unattended = Unattended(CONFIG)
     now = record_one(unattended, 0.0, STALE)
