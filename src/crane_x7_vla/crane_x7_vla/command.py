@@ -20,6 +20,7 @@ _REMEDIES = {
     errno.EROFS: "choose a folder on a disk that is mounted for writing",
     errno.EACCES: "check who owns it with: ls -ld",
     errno.EPERM: "check who owns it with: ls -ld",
+    errno.EEXIST: "a file is where a folder is needed; choose another path",  # mkdir says so
     errno.ENOTDIR: "a file is where a folder is needed; choose another path",
     errno.EISDIR: "a folder is where a file is needed; choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -46,6 +46,8 @@ def test_a_file_in_the_place_of_a_folder_is_the_users_to_mend(
     (tmp_path / "outputs").write_text("")
     assert run_command(lambda: (tmp_path / "outputs" / "a").write_text("")) == 2
     assert "a file is where a folder is needed" in capsys.readouterr().err
+    assert run_command(lambda: (tmp_path / "outputs").mkdir(exist_ok=True) or 0) == 2
+    assert "a file is where a folder is needed" in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback() -> None:
