@@ -189,6 +189,7 @@ class _Run:
             values, interrupted = self._update(batches, stop)
             window.add(values)
             self.progress.step(self.step)
+            interrupted = interrupted and not self.finished  # a signal during the last update came too late
             last = self.finished or interrupted
             if last or self.step % self.training.log_interval == 0:
                 self._write_training(window)
@@ -205,7 +206,7 @@ class _Run:
             step=self.step,
             checkpoint=self.last_checkpoint or self.folder.path,
             metrics=dict(self.folder.metrics),
-            interrupted=interrupted and not self.finished,
+            interrupted=interrupted,
             resume=RESUME_HINT.format(config=self.folder.path / CONFIG_NAME),
         )
 

@@ -182,6 +182,8 @@ def test_a_signal_during_the_last_update_leaves_a_finished_run(
     results = VLATrainer(config).train()
     assert (results.step, results.interrupted) == (2, False)
     assert (run_folder(config) / "checkpoint-final").resolve() == results.checkpoint
+    assert (run_folder(config) / "checkpoint-best").resolve() == results.checkpoint
+    assert "eval/loss" in results.metrics
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_only_in_another_experiment(make_config: MakeConfig) -> None:
@@ -290,6 +292,18 @@ def test_a_run_goes_on_only_with_the_model_and_the_episodes_it_began_with(
     elsewhere = replace(resume, experiment_name="empty")
     with pytest.raises(CheckpointError, match=r"no checkpoint under .*empty to resume from"):
         VLATrainer(elsewhere).train()
+
+
+def test_a_run_goes_on_however_its_base_model_is_reached(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_steps=1)
+    whole = str(config.openvla_oft.model_id)
+    (tmp_path / "base").symlink_to(whole)
+    monkeypatch.chdir(tmp_path)
+    VLATrainer(replace(config, openvla_oft=replace(config.openvla_oft, model_id="base"))).train()
+    again = replace(config, training=replace(config.training, resume_from_checkpoint="latest", max_steps=2))
+    assert VLATrainer(again).train().step == 2
 
 
 def test_a_damaged_state_is_refused(make_config: MakeConfig) -> None:
