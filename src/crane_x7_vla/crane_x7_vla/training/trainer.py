@@ -112,6 +112,8 @@ class _Run:
             self.config, robot=self.data.robot, statistics=self.data.statistics
         )
         self.model: nn.Module = self.backend.build().to(self.device)
+        if resume is not None:
+            self.backend.check_base(resume)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ConfigError("nothing to train: every weight is frozen; use --use-lora, or unfreeze a part")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
 from crane_x7_vla.backends.openvla_oft.config import MultiImageConfig, OpenVLAOFTConfig
@@ -304,6 +304,19 @@ def test_a_run_goes_on_however_its_base_model_is_reached(
     VLATrainer(replace(config, openvla_oft=replace(config.openvla_oft, model_id="base"))).train()
     again = replace(config, training=replace(config.training, resume_from_checkpoint="latest", max_steps=2))
     assert VLATrainer(again).train().step == 2
+
+
+def test_a_run_does_not_go_on_with_another_base_under_the_same_name(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = make_config(oft={"model_id": str(base)}, max_steps=1, eval_samples=0)
+    VLATrainer(config).train()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="trained on another base model than the one given"):
+        VLATrainer(replace(config, training=replace(config.training, resume_from_checkpoint="latest"))).train()
 
 
 def test_a_damaged_state_is_refused(make_config: MakeConfig) -> None:
