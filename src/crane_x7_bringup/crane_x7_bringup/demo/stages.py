@@ -218,8 +218,8 @@ class Demo:
         trained = plan.experiment.is_dir() or plan.before.is_dir()
         if trained and known.exists() and known.read_text() != present:
             raise ConfigError(
-                f"the base {plan.base} has changed since {plan.experiment} was trained on it; do every stage again, with "
-                "the options of before: python -m crane_x7_bringup.demo --fresh"
+                f"the base {plan.base} has changed since {plan.experiment} was trained on it; do every stage again, "
+                "with the options of before: python -m crane_x7_bringup.demo --fresh"
             )
         known.write_text(present)
 
