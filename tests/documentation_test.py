@@ -340,7 +340,7 @@ def of_nodes(pattern: str) -> dict[str, str]:
 SERVICES = {**of_nodes(r'create_service\((\w+), "~/(\w+)"'), f"/{topics.RESET}": "Trigger"}
 TOPICS = {
     *of_nodes(r'create_(publisher|subscription)\(String, "~/(\w+)"'),
-    *(f"/{topic}" for topic in (topics.EPISODE, topics.OBJECT_POSE, topics.JOINT_STATES, ARM_TOPIC, GRIPPER_TOPIC)),
+    *(f"/{topic}" for topic in (topics.EPISODE_END, topics.OBJECT_POSE, topics.JOINT_STATES, ARM_TOPIC, GRIPPER_TOPIC)),
     *(f"/{topics.camera_topic(camera)}" for camera in ("primary", "wrist")),
 }
 
