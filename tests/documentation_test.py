@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+from crane_x7_bringup.demo.goals import GOALS
 from crane_x7_bringup.profiles import PROFILES, configured, find_profile
 from crane_x7_log.nodes import recorder_node
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
@@ -339,7 +340,7 @@ def of_nodes(pattern: str) -> dict[str, str]:
 SERVICES = {**of_nodes(r'create_service\((\w+), "~/(\w+)"'), f"/{topics.RESET}": "Trigger"}
 TOPICS = {
     *of_nodes(r'create_(publisher|subscription)\(String, "~/(\w+)"'),
-    *(f"/{topic}" for topic in (topics.EPISODE, topics.OBJECT_POSE, topics.JOINT_STATES, ARM_TOPIC, GRIPPER_TOPIC)),
+    *(f"/{topic}" for topic in (topics.EPISODE_END, topics.OBJECT_POSE, topics.JOINT_STATES, ARM_TOPIC, GRIPPER_TOPIC)),
     *(f"/{topics.camera_topic(camera)}" for camera in ("primary", "wrist")),
 }
 
@@ -445,6 +446,15 @@ def test_tables_are_those_of_the_code(path: Path) -> None:
 
 def test_every_node_has_its_table() -> None:
     assert {match[3] for match in TABLE.finditer(INTERFACES.read_text(encoding="utf-8"))} >= set(NODES)
+
+
+# -- goals ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demos_goals_are_those_of_the_code() -> None:
+    text = " ".join((ROOT / "docs" / "demo.md").read_text(encoding="utf-8").split())
+    found = dict(re.findall(r"- \*\*([^*]+)\*\*:(?:(?! - \*\*).)*? Goal: ([^.]+)\.", text))
+    assert found == {goal.experiment: str(goal).replace("%", " %") for goal in GOALS}
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def run_setup(machine: Path, python: str = "python3.11") -> subprocess.Completed
 def test_a_missing_python_names_the_package_and_the_setting(machine: Path) -> None:
     done = run_setup(machine, python="python3.11-that-is-not-here")
     assert done.returncode == 2
-    assert "not found. Install Python 3.11 (apt-get install python3.11 python3.11-venv)" in done.stderr
+    assert "not found. Install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv; else" in done.stderr
     assert "make PYTHON=" in done.stderr
 
 
@@ -64,7 +64,7 @@ def test_an_arm_machine_is_told_what_it_can_use(machine: Path) -> None:
     done = run_setup(machine)
     assert done.returncode == 2
     assert "aarch64 machine" in done.stderr
-    assert "ROS 2 Jazzy from apt" in done.stderr
+    assert "see With ROS 2 from apt in docs/ros_interface.md" in done.stderr
 
 
 def test_missing_system_packages_are_printed_as_a_line_to_type(machine: Path) -> None:

@@ -19,7 +19,7 @@ setup(
         (f"share/{PACKAGE}/params", glob("lift/params/*.yaml")),
     ],
     install_requires=["crane_x7_vla", "numpy", "mujoco-core[rendering]", "rich"],
-    extras_require={"policies": ["crane_x7_vla[inference]", "torch"]},
+    extras_require={"policies": ["crane_x7_vla[inference]"]},
     zip_safe=False,
     entry_points={
         "console_scripts": ["sim_node = lift.nodes.sim_node:main", "expert_node = lift.nodes.expert_node:main"]

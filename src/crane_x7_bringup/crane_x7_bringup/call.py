@@ -43,6 +43,13 @@ def call(session: Session, name: str, words: Sequence[str], *, timeout: float) -
         value = parsed_value(parameter, text)
         if not isinstance(value, bool | int | float | str | list):
             raise ConfigError(f"'{parameter}:={text}' gives no value; expected a number, true, false, text or a list")
+        if isinstance(value, list):
+            kinds = {type(entry) for entry in value}
+            if len(kinds) > 1 or not kinds <= {bool, int, float, str}:
+                raise ConfigError(
+                    f"'{parameter}:={text}' is a list of different things; expected numbers, or text, or true and "
+                    "false, such as [0.5, 1.0]"
+                )
         session.set_parameter(name, parameter, value, timeout=timeout, discovery=timeout)
     return f"{name}: {', '.join(words)}"
 

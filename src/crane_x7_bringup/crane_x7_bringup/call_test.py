@@ -47,6 +47,10 @@ def test_a_parameter_is_set_and_a_service_called(tmp_path: Path) -> None:
     [
         (["recorder/mark_success", "yes"], "error: 'yes' is neither true, false nor PARAMETER:=VALUE"),
         (["sim", "seed:="], "error: 'seed:=' gives no value"),
+        (
+            ["sim", "cameras:=[1, two]"],
+            "error: 'cameras:=[1, two]' is a list of different things",
+        ),
         (["sim", "seed:=[1"], "error: the value of 'seed' cannot be read"),
     ],
 )

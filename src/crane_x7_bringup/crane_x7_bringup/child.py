@@ -29,6 +29,14 @@ def python_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", _MODULE, "command", str(os.getpid()), *arguments]
 
 
+def ending(returncode: int) -> tuple[int, str]:
+    """How a process ended, by subprocess's return code: the code that a shell would report, and words for it."""
+    if returncode >= 0:
+        return returncode, f"exit code {returncode}"
+    name = signal.Signals(-returncode).name
+    return 128 - returncode, f"signal {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+
+
 def entry_point(package: str, executable: str) -> importlib.metadata.EntryPoint:
     """The console script ``executable`` of the installed ``package``; raises ConfigError saying how to install it."""
     try:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import rclpy
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.context import Context
@@ -26,15 +27,16 @@ from std_srvs.srv import SetBool, Trigger
 
 from crane_x7_bringup.domain import environment
 from crane_x7_vla.errors import DataError
-from crane_x7_vla.nodes.messages import latched_qos
+from crane_x7_vla.nodes.messages import latched_qos, sensor_qos, stamp_ns
 from lift.nodes.sim_node import Settings
-from lift.nodes.topics import EPISODE_END, RESET
+from lift.nodes.topics import EPISODE_END, OBJECT_POSE, RESET
 
 # Discovery took up to 3 s on a loaded machine, starting a node with a model much longer.
 DISCOVERY_S = 120.0
 ANSWER_S = 60.0
-# In lockstep the simulator itself ends with an error when a step takes longer than its patience.
-EPISODE_S = Settings().max_steps * Settings().command_timeout
+# In lockstep the simulator itself ends with an error when a command is late, but for the first one of an episode, which
+# may take longer: whoever drives has to see the reset.
+STANDSTILL_S = Settings().command_timeout + 30.0
 _SPIN_S = 0.05
 
 Json = Mapping[str, Any]
@@ -65,7 +67,9 @@ class Session:
         self._clients: dict[str, Client] = {}
         self._heard: dict[str, list[Json]] = {}
         self._reset_stamp = 0
+        self._instant = 0
         self._listen(EPISODE_END)
+        self.subscribe(PoseStamped, OBJECT_POSE, self._on_instant, sensor_qos(lockstep=True))
 
     @property
     def node(self) -> Node:
@@ -120,14 +124,26 @@ class Session:
         self._reset_stamp = int(answer["stamp_ns"])
         return self._reset_stamp
 
-    def wait_episode_end(self, *, timeout: float = EPISODE_S) -> Json:
-        """How the episode since the last ``reset_simulator`` ended, see the sim node's ``lift/episode``."""
+    def wait_episode_end(self, *, standstill: float = STANDSTILL_S) -> Json:
+        """How the episode since the last ``reset_simulator`` ended, see the sim node's ``lift/episode``.
+
+        Raises TimeoutError when simulated time stands still for ``standstill`` s, or as ``watch``.
+        """
 
         def ended() -> list[Json]:
             return [end for end in self._heard[EPISODE_END] if end["stamp_ns"] > self._reset_stamp]
 
-        self.wait_until(lambda: bool(ended()), "the end of the episode", timeout=timeout)
+        while not ended():
+            seen = self._instant
+            self.wait_until(
+                lambda seen=seen: bool(ended()) or self._instant != seen,
+                "the simulated arm to move on; does the node that drives it still answer?",
+                timeout=standstill,
+            )
         return ended()[-1]
+
+    def _on_instant(self, message: PoseStamped) -> None:
+        self._instant = stamp_ns(message.header)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 

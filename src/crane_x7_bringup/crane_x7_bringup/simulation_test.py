@@ -147,6 +147,13 @@ def test_a_command_that_does_not_come_ends_the_simulator_with_one_line(tmp_path:
     assert "Traceback" not in log
 
 
+def test_an_arm_that_nobody_drives_is_not_waited_for_to_the_end(tmp_path: Path) -> None:
+    with stack(tmp_path, spec(SIM, cameras=[])) as session:
+        session.reset_simulator(3)
+        with pytest.raises(TimeoutError, match=r"waited 1\.5 s for the simulated arm to move on; does the node that"):
+            session.wait_episode_end(standstill=1.5)
+
+
 def test_a_negative_seed_is_refused_at_the_reset(tmp_path: Path) -> None:
     with stack(tmp_path, spec(SIM, cameras=[])) as session, pytest.raises(DataError, match="must be 0 or more, got -1"):
         session.reset_simulator(-1)

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from crane_x7_bringup.child import entry_point, node_command
+from crane_x7_bringup.child import ending, entry_point, node_command
 from crane_x7_bringup.domain import environment
 from crane_x7_bringup.shared_memory import clean_shared_memory
 from crane_x7_vla.errors import ConfigError
@@ -78,8 +78,8 @@ class NodeEndedError(RuntimeError):
 
     def __init__(self, name: str, returncode: int, last_line: str, log: Path) -> None:
         self.name = name
-        self.code = (returncode if returncode >= 0 else 128 - returncode) or 1
-        how = f"exit code {returncode}" if returncode >= 0 else f"signal {signal.Signals(-returncode).name}"
+        code, how = ending(returncode)
+        self.code = code or 1
         said = f": {last_line}" if last_line else ""
         super().__init__(f"node {name} ended with {how}{said} (log: {log})")
 

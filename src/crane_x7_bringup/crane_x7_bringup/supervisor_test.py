@@ -150,7 +150,8 @@ def test_when_a_node_is_killed_the_others_are_stopped_and_it_is_named(tmp_path: 
         pids = [int(lines.wait_for(name, "waits domain 42 pid ")) for name in ("one", "two")]
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(
-            NodeEndedError, match=r"node two ended with signal SIGKILL: waits .* \(log: .*two\.log\)"
+            NodeEndedError,
+            match=r"node two ended with signal SIGKILL \(out of memory\?\): waits .* \(log: .*two\.log\)",
         ) as ended:
             wait_until(lambda: supervisor.check() is not None, "the end")
         assert ended.value.code == 137

@@ -31,6 +31,19 @@ ARGUMENTS = [
         "camera_topics", default_value="['']", description="their image topics in the same order; [''] for the usual"
     ),
     DeclareLaunchArgument("commanded", default_value="auto", description="action/commanded: auto, required or off"),
+    DeclareLaunchArgument(
+        "num_episodes",
+        default_value="0",
+        description="record so many episodes without being asked, then end; 0: start each by ~/start",
+    ),
+    DeclareLaunchArgument(
+        "episode_seconds", default_value="20.0", description="with num_episodes: the longest episode, s"
+    ),
+    DeclareLaunchArgument(
+        "reset_seconds",
+        default_value="10.0",
+        description="with num_episodes: pause between two episodes, to put everything back; none in simulation, s",
+    ),
     DeclareLaunchArgument("lockstep", default_value="false", description="record a simulator in lockstep"),
     DeclareLaunchArgument("use_sim_time", default_value="false", description="take the time from /clock"),
     DeclareLaunchArgument("namespace", default_value="", description="namespace of the node and its topics"),
@@ -67,6 +80,9 @@ def generate_launch_description() -> LaunchDescription:
                 "camera_names": typed("camera_names", STRINGS),
                 "camera_topics": typed("camera_topics", STRINGS),
                 "commanded": typed("commanded", str),
+                "num_episodes": typed("num_episodes", int),
+                "episode_seconds": typed("episode_seconds", float),
+                "reset_seconds": typed("reset_seconds", float),
                 "lockstep": typed("lockstep", bool),
                 "use_sim_time": typed("use_sim_time", bool),
             },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ _REMEDIES = {
     errno.EROFS: "choose a folder on a disk that is mounted for writing",
     errno.EACCES: "check who owns it with: ls -ld",
     errno.EPERM: "check who owns it with: ls -ld",
+    errno.EEXIST: "a file is where a folder is needed; choose another path",  # mkdir says so
     errno.ENOTDIR: "a file is where a folder is needed; choose another path",
     errno.EISDIR: "a folder is where a file is needed; choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -30,7 +32,8 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
     """Run the body of a ``main()`` and give its exit code.
 
     2 with one line for what the user can mend: USER_ERRORS, a full disk, a folder that must not be written to.
-    130 after Ctrl-C, with the line ``interrupted``. 141 without a word when the reader of a pipe has gone (``| head``).
+    130 after Ctrl-C, with the line ``interrupted``. 141 without a word when who reads standard output has gone
+    (``| head``); another broken pipe is a bug.
     """
     try:
         code = command()
@@ -43,6 +46,8 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
+        if not _is_reader_gone():
+            raise
         # Python flushes standard output once more when it ends, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
@@ -52,3 +57,10 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"error: {where}{error.strerror}; {_REMEDIES[error.errno]}", file=sys.stderr)
         return USER_ERROR
+
+
+def _is_reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # what is told even so: POLLERR, POLLHUP and POLLNVAL
+    return bool(poll.poll(0))

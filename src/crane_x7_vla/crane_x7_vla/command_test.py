@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_a_file_in_the_place_of_a_folder_is_the_users_to_mend(
     (tmp_path / "outputs").write_text("")
     assert run_command(lambda: (tmp_path / "outputs" / "a").write_text("")) == 2
     assert "a file is where a folder is needed" in capsys.readouterr().err
+    assert run_command(lambda: (tmp_path / "outputs").mkdir(exist_ok=True) or 0) == 2
+    assert "a file is where a folder is needed" in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback() -> None:
@@ -54,7 +57,8 @@ def test_bugs_keep_their_traceback() -> None:
         run_command(lambda: _raising(FileNotFoundError(errno.ENOENT, "no such file", "x")))
 
 
-def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_command_without_a_word(unbuffered: str) -> None:
     program = "from crane_x7_vla.command import run_command; import sys;"
     program += "sys.exit(run_command(lambda: [print('line', i) for i in range(100_000)] and 0))"
     done = subprocess.run(
@@ -63,5 +67,17 @@ def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
         text=True,
         check=False,
         timeout=60,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
     assert (done.stdout, done.stderr, done.returncode) == ("line 0\n", "", 141)
+
+
+def test_a_broken_pipe_to_somebody_else_is_not_taken_for_that_of_standard_output() -> None:
+    """Such as a server that has gone, or a worker process."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with pytest.raises(BrokenPipeError):
+            run_command(lambda: os.write(writer, b"x"))
+    finally:
+        os.close(writer)

@@ -10,6 +10,7 @@ and no part of the demo's task is shown to it.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def make_base(
 ) -> dict[str, float]:
     """Render, train for ``steps`` updates, write the base into ``directory``; returns the last evaluation.
 
-    The base is written at every report, so a run that is stopped leaves the best it had.
+    What there is at a report goes to the ``unfinished`` folder beside it; ``directory`` stays as it was until the end.
     """
     if scenes <= HELD_OUT + BATCH:
         raise ConfigError(f"--scenes is {scenes}; expected more than {HELD_OUT + BATCH}, of which some are held out")
@@ -54,9 +55,15 @@ def make_base(
                 result = training.evaluate()
                 console.print(_line(training.steps, losses, result))
                 losses.clear()
-                training.save(directory)
+                training.save(directory if training.steps == steps else unfinished(directory))
+    shutil.rmtree(unfinished(directory), ignore_errors=True)
     console.print(f"base model written to {directory}")
     return result
+
+
+def unfinished(directory: Path) -> Path:
+    """Where the base lies while it is trained."""
+    return directory.with_name(f"{directory.name}.unfinished")
 
 
 def _line(steps: int, losses: Sequence[float], result: dict[str, float]) -> str:
@@ -90,7 +97,11 @@ def main() -> int:
         return 0
 
     interrupt_on_ending_signals()
-    return run_command(command, interrupted="stopped; what was written at the last report stays")
+    stopped = (
+        f"stopped; {arguments.output} is as it was, the model of the last report, if there was one, is in "
+        f"{unfinished(arguments.output)}"
+    )
+    return run_command(command, interrupted=stopped)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from crane_x7_bringup.base import __main__ as command
 from crane_x7_bringup.base.__main__ import make_base
 from crane_x7_bringup.base.pretraining import Pretraining, spread
 from crane_x7_bringup.base.scenes import Scenes, render_scenes
@@ -80,6 +82,38 @@ def test_the_shipped_base_is_small_and_fits_the_demos_settings(statistics: Datas
     assert sum(path.stat().st_size for path in BASE_DIRECTORY.iterdir()) < 10_000_000
     model = built(BASE_DIRECTORY, statistics)
     assert sum(parameter.numel() for parameter in model.parameters()) > 500_000
+
+
+def test_a_base_is_replaced_only_by_a_finished_one(
+    scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the second update."""
+    output, step = tmp_path / "base", Pretraining.step
+
+    def stopped(training: Pretraining, share: float) -> float:
+        if training.steps == 1:
+            raise KeyboardInterrupt
+        return step(training, share)
+
+    torch.set_num_threads(1)
+    output.mkdir()
+    (output / "shipped").touch()
+    monkeypatch.setattr(command, "render_in_parallel", lambda *_, **__: scenes)
+    monkeypatch.setattr(command, "interrupt_on_ending_signals", lambda: None)
+    monkeypatch.setattr(command, "_REPORT", 1)
+    figures = dict.fromkeys(("alone_mm", "named_mm", "named_right"), 0.0)
+    monkeypatch.setattr(Pretraining, "evaluate", lambda _: figures)
+    monkeypatch.setattr(sys, "argv", ["base", "--output", str(output), "--steps", "2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "step", stopped)
+        assert command.main() == 130
+    left = tmp_path / "base.unfinished"
+    assert capsys.readouterr().err.endswith(f"is in {left}\n")
+    assert (left / "model.safetensors").exists()
+    assert [path.name for path in output.iterdir()] == ["shipped"]
+    assert command.main() == 0
+    assert (output / "model.safetensors").exists()
+    assert not left.exists()
 
 
 def test_too_few_scenes_are_refused(tmp_path: Path) -> None:

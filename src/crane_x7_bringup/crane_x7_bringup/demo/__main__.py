@@ -18,11 +18,11 @@ from crane_x7_bringup.demo.stages import Demo
 from crane_x7_bringup.signals import interrupt_on_ending_signals
 from crane_x7_vla.command import run_command
 
-GOALS_MISSED = 1
+GOALS_MISSED = 3
 
 
 def main() -> int:
-    """Returns 0; 1 when the full demo missed its goals; the code of a command that failed; or as ``run_command``."""
+    """Returns 0; 3 when the full demo missed its goals; the code of a command that failed; or as ``run_command``."""
     parser = argparse.ArgumentParser(
         prog="python -m crane_x7_bringup.demo", description="Record, train, merge, run, report."
     )
@@ -33,9 +33,9 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="do every stage again instead of going on")
     arguments = parser.parse_args()
     size = SMOKE if arguments.smoke else FULL
-    plan = Plan.make(size, seed=arguments.seed, data_root=arguments.data_root, output_dir=arguments.output_dir)
 
     def command() -> int:
+        plan = Plan.make(size, seed=arguments.seed, data_root=arguments.data_root, output_dir=arguments.output_dir)
         try:
             met = Demo(plan, Console()).run(fresh=arguments.fresh)
         except StageFailedError as error:
@@ -44,7 +44,8 @@ def main() -> int:
         return 0 if met else GOALS_MISSED
 
     interrupt_on_ending_signals()
-    stopped = "\nstopped; nothing that was finished is lost. Go on with the same command."
+    again = "without --fresh" if arguments.fresh else "with the same command"
+    stopped = f"\nstopped; nothing that was finished is lost. Go on {again}."
     return run_command(command, interrupted=stopped)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,14 +20,17 @@ from crane_x7_bringup.profiles import INSTRUCTION, configured, find_profile
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError
 from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
-from crane_x7_vla.errors import DataError
+from crane_x7_vla.errors import ConfigError, DataError
 from lift.expert import DISTURBANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
     """episodes: successes wanted. first_seed, stride: the scenes tried, one after the other. journal: one line per
-    attempt. log_dir: gets the nodes' logs. disturbance: exploration noise on the executed targets, rad."""
+    attempt. log_dir: gets the nodes' logs. disturbance: exploration noise on the executed targets, rad.
+
+    Raises ConfigError for a negative seed.
+    """
 
     data_root: Path
     episodes: int
@@ -38,6 +40,10 @@ class Collection:
     journal: Path
     log_dir: Path
     disturbance: float = DISTURBANCE
+
+    def __post_init__(self) -> None:
+        if self.first_seed < 0:
+            raise ConfigError(f"--first-seed is {self.first_seed}; expected 0 or more")
 
     def command(self) -> list[str]:
         """``python …`` with this records them."""
@@ -86,18 +92,24 @@ def _seeds(wanted: Collection, done: set[int]) -> Iterator[int]:
 
 
 def reconcile(wanted: Collection) -> None:
-    """Note episodes that were saved just before an earlier run was killed; remove what it left of a failed one."""
+    """Note successes of these scenes that the journal lacks: saved just before an earlier run was killed, or by hand.
+
+    They are marked as found, since nobody can tell which. Raises DataError for one that is not marked a success.
+    """
     noted = {int(entry["seed"]) for entry in read_journal(wanted.journal)}
-    mine = set(_seeds(wanted, done=noted))
+    lacking = set(_seeds(wanted, done=noted))
     for path in sorted(wanted.data_root.rglob("*.tfrecord")) if wanted.data_root.is_dir() else []:
         metadata = read_metadata(path.parent / METADATA_NAME)
-        if metadata is None or metadata.seed not in mine:
+        if metadata is None or metadata.seed not in lacking:
             continue
-        if metadata.success:
-            entry = {"seed": metadata.seed, "success": True, "steps": metadata.n_steps, "path": str(path)}
-            append_entry(wanted.journal, entry)
-        else:
-            shutil.rmtree(path.parent)
+        if not metadata.success:
+            raise DataError(
+                f"{path} is of seed {metadata.seed}, which is to be recorded, and not marked a success; mark it "
+                f'("success": true in its {METADATA_NAME}), remove it, or give another --data-root'
+            )
+        lacking.remove(metadata.seed)
+        entry = {"seed": metadata.seed, "success": True, "steps": metadata.n_steps, "path": str(path), "found": True}
+        append_entry(wanted.journal, entry)
 
 
 def _attempt(session: Session, seed: int) -> dict[str, object]:
@@ -153,8 +165,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.journal is None:
         arguments.journal = arguments.data_root / "collect.jsonl"
-    wanted = Collection(**vars(arguments))
-    return run_worker(lambda: collect(wanted))
+    return run_worker(lambda: collect(Collection(**vars(arguments))))
 
 
 if __name__ == "__main__":

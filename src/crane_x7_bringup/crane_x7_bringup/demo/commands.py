@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from crane_x7_bringup.child import python_command
+from crane_x7_bringup.child import ending, python_command
 from crane_x7_bringup.demo.journal import Entry, read_journal
 from crane_x7_vla.command import INTERRUPTED
 
@@ -24,7 +24,7 @@ _PATIENCE_S = 60.0
 
 
 class StageFailedError(RuntimeError):
-    """A command of the demo ended with an error; it has said why. code: its exit code."""
+    """A command of the demo ended with an error; it has said why. code: what a shell would report."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -40,11 +40,14 @@ class Worker:
     log: Path
 
 
-def run_command_line(arguments: Sequence[str], console: Console) -> None:
-    """``python ARGUMENT …`` as a user would run it, its output in the terminal; raises StageFailedError."""
+def run_command_line(arguments: Sequence[str], console: Console, *, locks: Sequence[int] = ()) -> None:
+    """``python ARGUMENT …`` as a user would run it, its output in the terminal; raises StageFailedError.
+
+    locks: open files that are to stay open until the command has ended, even when this process has not lived so long.
+    """
     _show(arguments, console)
     # In a session of its own: Ctrl-C comes to this process alone, which gives the command time to save.
-    process = subprocess.Popen(python_command(arguments), start_new_session=True)
+    process = subprocess.Popen(python_command(arguments), start_new_session=True, pass_fds=locks)
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -59,15 +62,23 @@ def run_command_line(arguments: Sequence[str], console: Console) -> None:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        raise StageFailedError(f"{arguments[1]} ended with exit code {code}; its last lines above say why", code)
+        code, how = ending(code)
+        raise StageFailedError(f"{arguments[1]} ended with {how}; its last lines above say why", code)
 
 
 def run_workers(
-    what: str, workers: Sequence[Worker], total: int, console: Console, *, count: Callable[[Sequence[Entry]], int]
+    what: str,
+    workers: Sequence[Worker],
+    total: int,
+    console: Console,
+    *,
+    count: Callable[[Sequence[Entry]], int],
+    locks: Sequence[int] = (),
 ) -> None:
     """Run workers side by side until all have ended, with a progress bar from their journals.
 
-    count: how much of ``total`` the entries of a journal are. Raises StageFailedError when one fails.
+    count: how much of ``total`` the entries of a journal are. locks: as for ``run_command_line``.
+    Raises StageFailedError when one fails.
     """
 
     def done() -> int:
@@ -81,7 +92,7 @@ def run_workers(
     for worker in workers:
         _show(worker.arguments, console)
     try:
-        processes.extend(_start(worker) for worker in workers)
+        processes.extend(_start(worker, locks) for worker in workers)
         with _progress(console) as progress:
             bar = progress.add_task(what, total=total)
             while True:
@@ -101,11 +112,13 @@ def run_workers(
     for process, worker in zip(processes, workers, strict=True):
         if process in failed:
             lines = worker.log.read_text(errors="replace").strip().splitlines()
-            said = lines[-1].removeprefix("error: ") if lines else "no message"
-            raise StageFailedError(f"{what}: {said} (log: {worker.log})", process.returncode)
+            code, said = ending(process.returncode)
+            if process.returncode > 0 and lines:  # one that was killed had no time to say why
+                said = lines[-1].removeprefix("error: ")
+            raise StageFailedError(f"{what}: {said} (log: {worker.log})", code)
 
 
-def _start(worker: Worker) -> subprocess.Popen[bytes]:
+def _start(worker: Worker, locks: Sequence[int]) -> subprocess.Popen[bytes]:
     worker.log.parent.mkdir(parents=True, exist_ok=True)
     with worker.log.open("wb") as file:
         return subprocess.Popen(
@@ -113,6 +126,7 @@ def _start(worker: Worker) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            pass_fds=locks,
             start_new_session=True,  # Ctrl-C comes to this process alone, which ends them in order
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crane_x7_bringup.base.shape import BASE_DIRECTORY
 from crane_x7_bringup.demo.goals import GOALS, Goal
+from crane_x7_vla.errors import ConfigError
 
 # Scenes of demonstrations and of trials come from ranges that never meet, also between demo seeds.
 SEEDS_PER_RUN = 10_000
@@ -45,7 +46,12 @@ class Plan:
 
     @classmethod
     def make(cls, size: Size, *, seed: int, data_root: Path | None, output_dir: Path | None) -> Plan:
-        """A plan with the usual folders; a seed or size of its own gets folders of its own."""
+        """A plan with the usual folders; a seed or size of its own gets folders of its own.
+
+        Raises ConfigError for a negative seed.
+        """
+        if seed < 0:
+            raise ConfigError(f"--seed is {seed}; expected 0 or more")
         name = size.name if seed == 0 else f"{size.name}_seed{seed}"
         usual = "tfrecord_logs" if name == FULL.name else f"tfrecord_logs_{name}"
         return cls(

@@ -20,11 +20,11 @@ from crane_x7_bringup.demo.goals import BEFORE, ELSEWHERE, FINE_TUNED
 from crane_x7_bringup.demo.journal import Entry, append_entry, read_journal
 from crane_x7_bringup.demo.plan import SEEDS_PER_RUN, Plan
 from crane_x7_bringup.demo.report import Score, Strip, write_report
-from crane_x7_bringup.demo.trials import FRAMES, Trials
+from crane_x7_bringup.demo.trials import FRAMES, Trials, fingerprint
 from crane_x7_bringup.profiles import INSTRUCTION
 from crane_x7_vla.data.episode import decode_jpeg
 from crane_x7_vla.data.metadata import METADATA_NAME, read_metadata
-from crane_x7_vla.errors import DataError
+from crane_x7_vla.errors import ConfigError, DataError
 
 _STRIPS = 5
 TRAINING = Path(__file__).parent / "training.yaml"
@@ -38,16 +38,20 @@ class Demo:
         self._console = console
         self._times = plan.work / "times.jsonl"
         self._logs = plan.work / "log"
+        # The commands hold these until they have ended, even when this process is killed.
+        self._locks: tuple[int, ...] = ()
 
     def run(self, *, fresh: bool) -> bool:
         """All stages, and the report; returns whether the goals were met. fresh: forget earlier runs of this plan.
 
-        Raises ConfigError when another process is at it, DataError where there are recordings of somebody else.
+        Raises ConfigError when another process is at it or the base is another than before, DataError where there are
+        recordings of somebody else.
         """
-        with claimed(self._plan.data_root, self._plan.work):
+        with claimed(self._plan.data_root, self._plan.work) as self._locks:
             self._check_recordings()
             if fresh:
                 self._forget()
+            self._check_base()
             with self._stage("record"):
                 self._record()
             with self._stage("train"):
@@ -74,8 +78,10 @@ class Demo:
                 journal=self._recording_journal(number),
                 log_dir=self._logs / f"record-{number}",
             )
-            workers.append(self._worker(wanted.command(), wanted.journal))
-        run_workers("recording demonstrations", workers, size.episodes, self._console, count=_successes)
+            workers.append(Worker(wanted.command(), wanted.journal, self._logs / f"record-{number}.txt"))
+        run_workers(
+            "recording demonstrations", workers, size.episodes, self._console, count=_successes, locks=self._locks
+        )
         recorded = [entry for worker in workers for entry in read_journal(worker.journal)]
         steps = sum(int(entry["steps"]) for entry in recorded if entry["success"])
         self._console.print(f"{size.episodes} episodes, {steps} steps in {self._plan.data_root}")
@@ -88,23 +94,26 @@ class Demo:
             *("--output-dir", str(plan.output_dir), "--seed", str(plan.seed)),
         ]
         if not plan.before.is_dir():
-            run_command_line([*common, "--experiment-name", plan.before.parent.name, "--max-steps", "0"], self._console)
+            self._command([*common, "--experiment-name", plan.before.parent.name, "--max-steps", "0"])
         if not (plan.experiment / "checkpoint-final").is_dir():
+            shutil.rmtree(plan.merged, ignore_errors=True)  # of an earlier training
             resume = ["--resume-from-checkpoint", "latest"] if list(plan.experiment.glob("checkpoint-*")) else []
             steps = ["--max-steps", str(plan.size.train_steps)]
-            run_command_line([*common, "--experiment-name", plan.experiment.name, *steps, *resume], self._console)
+            self._command([*common, "--experiment-name", plan.experiment.name, *steps, *resume])
 
     def _merge(self) -> None:
         plan = self._plan
         if not plan.merged.is_dir():
-            run_command_line(
+            self._command(
                 [
                     *("-m", "crane_x7_vla.scripts.merge_lora", "--base_model", str(plan.base)),
                     *("--adapter_path", str(plan.experiment / "checkpoint-final" / "lora_adapters")),
                     *("--output_path", str(plan.merged)),
-                ],
-                self._console,
+                ]
             )
+
+    def _command(self, arguments: Sequence[str]) -> None:
+        run_command_line(arguments, self._console, locks=self._locks)
 
     def _try(self) -> list[Score]:
         """The fine-tuned policy, and what it is compared with, each by the same nodes."""
@@ -116,7 +125,7 @@ class Demo:
         ]
 
     def _experiment(self, name: str, model: Path, trials: int, *, draw_elsewhere: bool = False) -> Score:
-        size, workers = self._plan.size, []
+        size, folder, workers = self._plan.size, self._trials_folder(name), []
         for number, episodes in enumerate(_shares(trials, size.workers)):
             wanted = Trials(
                 model=model,
@@ -125,18 +134,15 @@ class Demo:
                 first_seed=self._plan.first_trial_seed + number,
                 stride=size.workers,
                 draw_elsewhere=draw_elsewhere,
-                output=self._trials_folder(name),
+                output=folder,
             )
             wanted.begin()
-            workers.append(self._worker(wanted.command(), wanted.journal))
-        run_workers(f"trying: {name}", workers, trials, self._console, count=len)
+            workers.append(Worker(wanted.command(), wanted.journal, self._logs / f"{folder.name}-{number}.txt"))
+        run_workers(f"trying: {name}", workers, trials, self._console, count=len, locks=self._locks)
         entries = [entry for worker in workers for entry in read_journal(worker.journal)]
         score = Score.of(name, entries, goals=size.goals)
         self._console.print(f"{name}: {score.successes} of {score.trials}")
         return score
-
-    def _worker(self, arguments: Sequence[str], journal: Path) -> Worker:
-        return Worker(arguments, journal, self._logs / f"{journal.stem}.txt")
 
     def _report(self, scores: Sequence[Score]) -> None:
         plan = self._plan
@@ -159,7 +165,7 @@ class Demo:
                 "training run": plan.experiment.resolve(),
                 "merged model": plan.merged.resolve(),
                 "base model": plan.base.resolve(),
-                "logs of the nodes": self._logs.resolve(),
+                "logs, pictures and journals": plan.work.resolve(),
             },
             durations=self._durations(),
         )
@@ -196,7 +202,7 @@ class Demo:
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def _check_recordings(self) -> None:
-        """A person's own recordings are neither trained on nor touched."""
+        """Raises DataError where there are recordings that bear no seed of this plan: those of a person."""
         root = self._plan.data_root
         others = sorted(set(root.rglob("*.tfrecord")) - set(self._episodes()))
         if others:
@@ -205,8 +211,20 @@ class Demo:
                 "give the demo another folder: python -m crane_x7_bringup.demo --data-root DIR"
             )
 
+    def _check_base(self) -> None:
+        """Raises ConfigError when what was trained began from another base."""
+        plan, known = self._plan, self._plan.work / "base.txt"
+        present = fingerprint(plan.base)
+        trained = plan.experiment.is_dir() or plan.before.is_dir()
+        if trained and known.exists() and known.read_text() != present:
+            raise ConfigError(
+                f"the base {plan.base} has changed since {plan.experiment} was trained on it; do every stage again, "
+                "with the options of before: python -m crane_x7_bringup.demo --fresh"
+            )
+        known.write_text(present)
+
     def _episodes(self) -> list[Path]:
-        """The demo's own episodes, known by the scene's seed, which recordings by hand do not have."""
+        """Episodes whose seed is one of this plan's scenes; a person may have noted such a seed, too."""
         first = self._plan.first_recording_seed
         found: list[Path] = []
         for path in self._plan.data_root.rglob("*.tfrecord"):
@@ -218,10 +236,14 @@ class Demo:
     def _forget(self) -> None:
         """Remove what earlier runs of this plan made, and nothing else."""
         plan = self._plan
+        journals = [self._recording_journal(worker) for worker in range(plan.size.workers)]
+        entries = [entry for journal in journals for entry in read_journal(journal)]
+        recorded = {Path(entry["path"]).resolve() for entry in entries if entry["success"] and "found" not in entry}
         for episode in self._episodes():
-            shutil.rmtree(episode.parent, ignore_errors=True)
-        for worker in range(plan.size.workers):
-            self._recording_journal(worker).unlink(missing_ok=True)
+            if episode.resolve() in recorded:
+                shutil.rmtree(episode.parent, ignore_errors=True)
+        for journal in journals:
+            journal.unlink(missing_ok=True)
         # The folder of the report itself stays, as it is locked.
         inside = [path for path in plan.work.iterdir() if path.is_dir()]
         for folder in (*inside, plan.experiment, plan.before.parent, plan.merged):

@@ -20,7 +20,7 @@ from crane_x7_bringup.demo.worker import run_worker, running
 from crane_x7_bringup.profiles import INSTRUCTION, configured, find_profile
 from crane_x7_bringup.session import Json, Session
 from crane_x7_vla.data.episode import encode_jpeg
-from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.nodes.messages import image_to_rgb, sensor_qos, stamp_ns
 from lift.nodes.topics import camera_topic
 
@@ -36,7 +36,10 @@ _PART_OF_A_MODEL = (".json", ".safetensors", ".yaml")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trials:
     """model: a merged directory or a checkpoint. first_seed, stride: the starts. draw_elsewhere: show the object where
-    it is not. output: gets a journal with one line per trial, a strip of pictures per trial, and the nodes' logs."""
+    it is not. output: gets a journal with one line per trial, a strip of pictures per trial, and the nodes' logs.
+
+    Raises ConfigError for a negative seed.
+    """
 
     model: Path
     instruction: str
@@ -45,6 +48,10 @@ class Trials:
     stride: int
     draw_elsewhere: bool
     output: Path
+
+    def __post_init__(self) -> None:
+        if self.first_seed < 0:
+            raise ConfigError(f"--first-seed is {self.first_seed}; expected 0 or more")
 
     @property
     def journal(self) -> Path:
@@ -165,8 +172,7 @@ def main() -> int:
     parser.add_argument("--draw-elsewhere", action="store_true", help="show the object where it is not")
     parser.add_argument("--output", type=Path, default=Path("outputs/trials"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    wanted = Trials(**vars(arguments))
-    return run_worker(lambda: run_trials(wanted))
+    return run_worker(lambda: run_trials(Trials(**vars(arguments))))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class Settings:
     max_steps: int = parameter(80, "control periods after which an episode is truncated")
     seed: int = parameter(0, "seed of the next episode; set it, then call lift/reset")
     auto_reset: bool = parameter(False, "begin the next seed's episode a second after one has ended")
-    command_timeout: float = parameter(10.0, "lockstep: end with an error when a command does not come, s of wall time")
+    command_timeout: float = parameter(
+        10.0, "lockstep: end with an error when no command follows an episode's first within this, s of wall time"
+    )
     publish_clock: bool = parameter(True, "publish /clock; in real time without it stamps are system time")
     disturbance: float = parameter(0.0, "exploration noise on the executed targets, rad; never on what was commanded")
     draw_elsewhere: bool = parameter(False, "render the object at another place than where it is, to unmask blindness")

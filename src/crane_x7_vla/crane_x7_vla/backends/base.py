@@ -113,3 +113,7 @@ class Backend(Protocol):
     def restore(self, directory: Path) -> nn.Module:
         """The model that ``save`` wrote; raises CheckpointError naming missing, unexpected or misshapen keys."""
         ...
+
+    def check_base(self, directory: Path) -> None:
+        """Raise CheckpointError where what ``save`` wrote was trained on other weights than ``build`` has read."""
+        ...

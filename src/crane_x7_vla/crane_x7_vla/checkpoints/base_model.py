@@ -25,6 +25,14 @@ def local_model(model_id: str) -> Path | None:
     return None
 
 
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two values of ``model_id`` name one base model: the same id, or paths to one directory."""
+    if one == other:
+        return True
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return first.is_dir() and second.is_dir() and first.samefile(second)
+
+
 def resolve_model(model_id: str) -> Path:
     """The directory of a base model: ``model_id`` itself, or the local copy of a Hugging Face repository.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_vla.checkpoints.base_model import hub_revision, local_model, resolve_model
+from crane_x7_vla.checkpoints.base_model import hub_revision, is_same_model, local_model, resolve_model
 from crane_x7_vla.errors import CheckpointError
 
 
@@ -27,6 +27,18 @@ def test_a_directory_is_given_by_its_whole_path_and_other_names_are_ids(
     monkeypatch.chdir(tmp_path)
     assert local_model("models/tiny") == tmp_path / "models" / "tiny"
     assert local_model("openvla/openvla-7b") is None
+
+
+def test_one_directory_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "other").mkdir()
+    (tmp_path / "link").symlink_to("models/tiny")
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/tiny", "./models/tiny/", "link"):
+        assert is_same_model(name, str(tmp_path / "models" / "tiny"))
+    assert not is_same_model("models/other", "models/tiny")
+    assert not is_same_model("models/gone", "models/tiny")
+    assert is_same_model("openvla/openvla-7b", "openvla/openvla-7b")
 
 
 def test_the_revision_of_a_repository_is_known_from_its_local_copy() -> None:

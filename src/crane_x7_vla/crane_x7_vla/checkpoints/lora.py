@@ -87,6 +87,16 @@ def save_adapters(model: nn.Module, directory: Path, *, base_fingerprint: str) -
     )
 
 
+def check_base(directory: Path, *, base_fingerprint: str) -> None:
+    """Raise CheckpointError where the adapters of a checkpoint were trained on other weights than the base has."""
+    folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
+    layouts.tensor_shapes(modules_file)
+    if layouts.metadata_of(modules_file).get(_FINGERPRINT) != base_fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another base model than the one given; its base was {base_model_of(folder)}"
+        )
+
+
 def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str], base_fingerprint: str) -> PeftModel:
     """Put the adapters and modules of a checkpoint on its base model, trainable as they were.
 
@@ -95,11 +105,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     """
     folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
     layouts.read_json(folder / ADAPTER_CONFIG)
-    layouts.tensor_shapes(modules_file)
-    if layouts.metadata_of(modules_file).get(_FINGERPRINT) != base_fingerprint:
-        raise CheckpointError(
-            f"{folder} was trained on another base model than the one given; its base was {base_model_of(folder)}"
-        )
+    check_base(directory, base_fingerprint=base_fingerprint)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
     base_model, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns about any name here

@@ -75,8 +75,9 @@ class Worker:
 class LockstepDriver:
     """Answers each complete instant with exactly one command that carries its stamp, also when holding.
 
-    It waits for the rest of an instant and for the policy as long as it takes: the simulator waits, too, and its
-    time-out is an error, so that nothing that is commanded depends on the speed of the machine.
+    It waits for the rest of an instant and for the policy as long as it takes, so that nothing that is commanded
+    depends on the speed of the machine. The simulator ends with an error when it has waited too long for a command
+    after the first of an episode; before that one it cannot know whether anybody is driving, so ``waiting_for`` tells.
     """
 
     def __init__(
@@ -99,7 +100,11 @@ class LockstepDriver:
         self._lock = threading.Lock()
         self._running = False
         self._run = 0
-        # Written by the worker alone: run and stamp of the last instant answered, and the answer.
+        # Run and stamp of the last instant given to the worker.
+        self._submitted: tuple[int, int] | None = None
+        # Written by the worker alone: run and stamp of the last instant it is done with, of the last one answered, and
+        # the answer.
+        self._finished: tuple[int, int] | None = None
         self._answered: tuple[int, int] | None = None
         self._command: np.ndarray | None = None
 
@@ -117,7 +122,10 @@ class LockstepDriver:
             return None
         missing = [source if source == JOINT_STATES else f"camera {source}" for source in self._buffer.missing(stamp)]
         seconds = f"{stamp / NANOSECONDS:.3f} s"
-        return f"no {' and no '.join(missing)} of {seconds}" if missing else f"the policy's answer to {seconds}"
+        if missing:
+            return f"no {' and no '.join(missing)} of {seconds}"
+        # What could not be answered says why.
+        return self._pilot.hold_reason if self._finished == (self._run, stamp) else f"the policy's answer to {seconds}"
 
     def start(self) -> None:
         """Answer from now on, beginning with the instant that is being waited for."""
@@ -135,19 +143,23 @@ class LockstepDriver:
     def on_message(self, stamp: int) -> None:
         """A message stamped ``stamp`` ns is in the buffer."""
         self._newest = stamp
-        if self._running and not self._buffer.missing(stamp):
-            run = self._run
-            self._worker.submit(lambda: self._step(stamp, run))
+        instant = (self._run, stamp)
+        if not self._running or self._buffer.missing(stamp):
+            return
+        # Once is enough until the worker is done with it: then the simulator repeats it because it heard no answer.
+        if instant != self._submitted or instant == self._finished:
+            self._submitted = instant
+            self._worker.submit(lambda: self._step(*instant))
 
-    def _step(self, stamp: int, run: int) -> None:
+    def _step(self, run: int, stamp: int) -> None:
         """In the worker: decide and publish the command of instant ``stamp`` ns."""
         if not self._running or run != self._run:
             return
-        if self._answered == (run, stamp) and self._command is not None:
-            # The simulator repeats what nobody has answered: our command was sent before it could hear us.
-            self._send(stamp, run)
+        if self._answered == (run, stamp):
+            # Our command was sent before the simulator could hear us.
+            self._send(run, stamp)
             return
-        self._follow_clock(stamp, run)
+        self._follow_clock(run, stamp)
         now, end = stamp / NANOSECONDS, (stamp + self._period) / NANOSECONDS
         try:
             if not self._pilot.begun:
@@ -159,16 +171,17 @@ class LockstepDriver:
                 self._pilot.take(self._pilot.think(observation, self._pilot.running(now)), now)
         except DataError as error:
             self._pilot.hold(now, str(error))
-        self._answered = (run, stamp)
-        self._command = self._pilot.target(end) if self._pilot.begun else None
-        self._send(stamp, run)
+        self._finished = (run, stamp)
+        if self._pilot.begun:
+            self._answered, self._command = (run, stamp), self._pilot.target(end)
+            self._send(run, stamp)
 
-    def _send(self, stamp: int, run: int) -> None:
+    def _send(self, run: int, stamp: int) -> None:
         with self._lock:
             if self._running and run == self._run and self._command is not None:
                 self._publish(self._command, stamp=stamp, duration=self._period)
 
-    def _follow_clock(self, stamp: int, run: int) -> None:
+    def _follow_clock(self, run: int, stamp: int) -> None:
         """Start anew after a gap; raises ConfigError when the simulator runs at another rate than the policy."""
         last_run, last = self._answered or (run, None)
         if last is None or last_run != run or stamp < last or stamp - last >= RESET_GAP:

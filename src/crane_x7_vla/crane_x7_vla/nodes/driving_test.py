@@ -269,7 +269,21 @@ def test_joints_that_cannot_be_read_are_told_and_not_answered(bench: Bench) -> N
     driver.on_message(bench.joints(SECOND, bad))
     driver.on_message(bench.image(SECOND))
     assert bench.sent == []
-    assert "not a finite number" in str(bench.pilot.hold_reason)
+    assert driver.pending == SECOND
+    assert "not a finite number" in str(driver.waiting_for())
+    # The simulator repeats the instant, then its joints can be read.
+    instant(bench, driver, SECOND)
+    assert bench.sent[-1] == (SECOND, DT, 0.01)
+    assert driver.waiting_for() is None
+
+
+def test_an_instant_is_thought_about_and_answered_once_however_often_it_is_shown_meanwhile(bench: Bench) -> None:
+    driver = bench.lockstep()
+    bench.worker.delayed = True
+    for _ in range(3):
+        instant(bench, driver, SECOND)
+    bench.worker.finish()
+    assert bench.sent == [(SECOND, DT, 0.01)]
 
 
 # -- real time --------------------------------------------------------------------------------------------------------

@@ -68,10 +68,11 @@ class Settings:
         _LIMITS.max_jump, "a chunk that begins farther from the target in force is refused, rad"
     )
     workspace_lower: tuple[float, ...] = parameter(
-        _LIMITS.workspace_lower, "x, y, z the finger tips must stay above, m"
+        _LIMITS.workspace_lower,
+        "x, y, z in base_link that the point between the finger tips must stay above, m; z also the wrist and each tip",
     )
     workspace_upper: tuple[float, ...] = parameter(
-        _LIMITS.workspace_upper, "x, y, z the finger tips must stay below, m"
+        _LIMITS.workspace_upper, "x, y, z in base_link that the point between the finger tips must stay below, m"
     )
     gripper_interface: str = parameter("auto", "trajectory, action (needs control_msgs), or auto: both where possible")
     gripper_effort: float = parameter(0.0, "max_effort of gripper goals, N·m; 0 leaves it to the controller")

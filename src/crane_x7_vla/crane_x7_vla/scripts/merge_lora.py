@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ _PROBES = 4
 _TOLERANCE = 5e-3
 _NOTEWORTHY = 0.1
 _MERGE_INFO = "merge_info.json"
+_LOCK = ".lock"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,28 +79,24 @@ def merge(
     if output_path.exists():
         raise CheckpointError(f"{output_path} exists already; remove it or choose another --output_path")
     check_folder(output_path.parent, option="--output_path")
-    _tidy_up(output_path)
     config = _with_base(load_config(_need(checkpoint, CONFIG_NAME)), base_model)
     statistics = load_statistics(_need(checkpoint, STATISTICS_FILE))
 
-    print(f"[1/4] loading {checkpoint / ADAPTERS} on {_base_of(config)}")
-    backend, model = restore_backend(checkpoint, config=config)
-    stored = next(value.dtype for name, value in model.named_parameters() if name.endswith("base_layer.weight"))
-    gigabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e9
-    print(f"      folding and comparing in float32 takes {gigabytes:.1f} GB of memory")
-    probes = _probes(config, robot_spec(config.robot), statistics, backend)
-    expected = _actions(LocalPolicy(backend, model), probes)
+    with _written(output_path) as unfinished:
+        print(f"[1/4] loading {checkpoint / ADAPTERS} on {_base_of(config)}")
+        backend, model = restore_backend(checkpoint, config=config)
+        stored = next(value.dtype for name, value in model.named_parameters() if name.endswith("base_layer.weight"))
+        gigabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e9
+        print(f"      folding and comparing in float32 takes {gigabytes:.1f} GB of memory")
+        probes = _probes(config, robot_spec(config.robot), statistics, backend)
+        expected = _actions(LocalPolicy(backend, model), probes)
 
-    target = _DTYPES[dtype] or stored
-    print(f"[2/4] folding in float32, storing as {_name(target)}")
-    merged, report = fold(model, dtype=target)
-    _print_report(report, target)
+        target = _DTYPES[dtype] or stored
+        print(f"[2/4] folding in float32, storing as {_name(target)}")
+        merged, report = fold(model, dtype=target)
+        _print_report(report, target)
 
-    print(f"[3/4] writing {output_path}")
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output_path.with_name(_unfinished_prefix(output_path) + str(os.getpid()))
-    unfinished.mkdir()
-    try:
+        print(f"[3/4] writing {output_path}")
         backend.save(merged, unfinished)
         (unfinished / CONFIG_NAME).write_text(dump_config(config), encoding="utf-8")
         shutil.copyfile(checkpoint / STATISTICS_FILE, unfinished / STATISTICS_FILE)
@@ -114,10 +113,6 @@ def merge(
             **dataclasses.asdict(report),
         }
         (unfinished / _MERGE_INFO).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
-        sync_tree(unfinished)
-        unfinished.rename(output_path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"merged and unmerged actions differ by at most {difference:.2g} rad (allowed: {tolerance:g})")
     print(f"done: {output_path}")
 
@@ -171,27 +166,42 @@ def _checkpoint(adapter_path: Path) -> Path:
     return adapters.resolve().parent
 
 
-def _unfinished_prefix(output_path: Path) -> str:
-    return f".{output_path.name}.unfinished-"
+@contextmanager
+def _written(output_path: Path) -> Iterator[Path]:
+    """An empty folder that becomes ``output_path`` after the block, or is removed where that raises.
+
+    A lock in it, which the kernel releases however a merge ends, tells one at work from what a killed one left.
+    Raises CheckpointError where another merge is at work on this path.
+    """
+    folder = output_path.with_name(f".{output_path.name}.unfinished")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ended = os.fstat(lock.fileno()).st_nlink == 0  # between our opening and locking it
+        except BlockingIOError:
+            ended = True
+        if ended:
+            raise CheckpointError(
+                f"another merge is writing {output_path}; wait for it, or choose another --output_path"
+            )
+        try:
+            _clear(folder)
+            yield folder
+            sync_tree(folder)
+            folder.rename(output_path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        (output_path / _LOCK).unlink()
 
 
-def _tidy_up(output_path: Path) -> None:
-    """Remove what merges to this name left that were killed."""
-    prefix = _unfinished_prefix(output_path)
-    for leftover in output_path.parent.glob(".*.unfinished-*"):
-        process = leftover.name.removeprefix(prefix)
-        if leftover.name.startswith(prefix) and process.isdecimal() and not _is_alive(int(process)):
-            shutil.rmtree(leftover)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+def _clear(folder: Path) -> None:
+    for left in folder.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != _LOCK:
+            left.unlink()
 
 
 def _need(directory: Path, name: str) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,16 +94,33 @@ def test_an_interrupted_merge_leaves_nothing_that_looks_whole(
 
 
 def test_what_a_killed_merge_left_is_removed_by_the_next_of_that_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    left = tmp_path / f".merged.unfinished-{ended.pid}"
-    at_work, of_another = tmp_path / f".merged.unfinished-{os.getppid()}", tmp_path / f".other.unfinished-{ended.pid}"
-    for folder in (left, at_work, of_another):
-        folder.mkdir()
+    left, of_another = tmp_path / ".merged.unfinished", tmp_path / ".other.unfinished"
+    for folder in (left, of_another):
+        (folder / "tokenizer").mkdir(parents=True)
+        (folder / ".lock").touch()
+        (folder / "model-00001-of-00002.safetensors").touch()
     assert main(command(tiny_checkpoint, tmp_path / "merged")) == 0
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == FILES
     assert not left.exists()
-    assert at_work.is_dir()
     assert of_another.is_dir()
+
+
+def test_a_merge_at_work_is_left_alone_by_another_to_its_name(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    sync = merge_lora.sync_tree
+
+    def sync_and_meet_another(folder: Path) -> None:
+        monkeypatch.setattr(merge_lora, "sync_tree", sync)
+        codes.append(main(command(tiny_checkpoint, tmp_path / "merged")))
+        sync(folder)
+
+    monkeypatch.setattr(merge_lora, "sync_tree", sync_and_meet_another)
+    assert main(command(tiny_checkpoint, tmp_path / "merged")) == 0
+    assert codes == [2]
+    assert f"error: another merge is writing {tmp_path / 'merged'}; wait" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == FILES
 
 
 def test_the_remedy_for_actions_that_differ_is_that_of_the_type_they_are_stored_as(

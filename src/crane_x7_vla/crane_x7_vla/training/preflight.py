@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla.backends.device import torch_device
+from crane_x7_vla.checkpoints.base_model import is_same_model
 from crane_x7_vla.config.base import TrainingConfig, VLAConfig
 from crane_x7_vla.config.schema import settings, value_at
 from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
@@ -78,7 +79,10 @@ def check_file(file: Path, *, option: str) -> None:
     """Raise ConfigError where ``file``, named by ``option``, could not be written."""
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; name a file with {option}")
-    check_folder(file.parent, option=option)
+    if not file.exists():
+        check_folder(file.parent, option=option)
+    elif not os.access(file, os.W_OK):
+        raise ConfigError(f"{file} may not be written to; choose another {option}, or see who owns it: ls -l {file}")
 
 
 def _nearest(path: Path) -> Path:
@@ -101,6 +105,8 @@ def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) ->
         old, new = value_at(before, path), value_at(config, path)
         section, _, name = path.partition(".")
         if old == new or path == "training.resume_from_checkpoint":
+            continue
+        if path == f"{config.block}.model_id" and old and new and is_same_model(old, new):
             continue
         if section in (config.block, "robot", "seed") or (section == "data" and name in _FIXED_DATA):
             raise ConfigError(

@@ -44,3 +44,17 @@ def test_a_folder_that_may_not_be_written_to_is_named_with_the_option(
     monkeypatch.setattr(preflight.os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match=f"^{tmp_path} may not be written to; choose another --output-dir"):
         check_folder(tmp_path / "new" / "run", option="--output-dir")
+
+
+def test_a_file_that_exists_is_judged_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/stdout may be written to, /dev not; a file of somebody else's in one's own folder may not."""
+    file = tmp_path / "report.json"
+    file.write_text("")
+    refused = tmp_path
+    monkeypatch.setattr(preflight.os, "access", lambda path, _: path != refused)
+    check_file(file, option="--output")
+    with pytest.raises(ConfigError, match=f"^{tmp_path} may not be written to"):
+        check_file(tmp_path / "new.json", option="--output")
+    refused = file
+    with pytest.raises(ConfigError, match=f"^{file} may not be written to; choose another --output, or see who owns"):
+        check_file(file, option="--output")

@@ -112,6 +112,8 @@ class _Run:
             self.config, robot=self.data.robot, statistics=self.data.statistics
         )
         self.model: nn.Module = self.backend.build().to(self.device)
+        if resume is not None:
+            self.backend.check_base(resume)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ConfigError("nothing to train: every weight is frozen; use --use-lora, or unfreeze a part")
@@ -189,6 +191,7 @@ class _Run:
             values, interrupted = self._update(batches, stop)
             window.add(values)
             self.progress.step(self.step)
+            interrupted = interrupted and not self.finished  # a signal during the last update came too late
             last = self.finished or interrupted
             if last or self.step % self.training.log_interval == 0:
                 self._write_training(window)
@@ -205,7 +208,7 @@ class _Run:
             step=self.step,
             checkpoint=self.last_checkpoint or self.folder.path,
             metrics=dict(self.folder.metrics),
-            interrupted=interrupted and not self.finished,
+            interrupted=interrupted,
             resume=RESUME_HINT.format(config=self.folder.path / CONFIG_NAME),
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
 from crane_x7_vla.backends.openvla_oft.config import MultiImageConfig, OpenVLAOFTConfig
@@ -182,6 +182,8 @@ def test_a_signal_during_the_last_update_leaves_a_finished_run(
     results = VLATrainer(config).train()
     assert (results.step, results.interrupted) == (2, False)
     assert (run_folder(config) / "checkpoint-final").resolve() == results.checkpoint
+    assert (run_folder(config) / "checkpoint-best").resolve() == results.checkpoint
+    assert "eval/loss" in results.metrics
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_only_in_another_experiment(make_config: MakeConfig) -> None:
@@ -290,6 +292,31 @@ def test_a_run_goes_on_only_with_the_model_and_the_episodes_it_began_with(
     elsewhere = replace(resume, experiment_name="empty")
     with pytest.raises(CheckpointError, match=r"no checkpoint under .*empty to resume from"):
         VLATrainer(elsewhere).train()
+
+
+def test_a_run_goes_on_however_its_base_model_is_reached(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_steps=1)
+    whole = str(config.openvla_oft.model_id)
+    (tmp_path / "base").symlink_to(whole)
+    monkeypatch.chdir(tmp_path)
+    VLATrainer(replace(config, openvla_oft=replace(config.openvla_oft, model_id="base"))).train()
+    again = replace(config, training=replace(config.training, resume_from_checkpoint="latest", max_steps=2))
+    assert VLATrainer(again).train().step == 2
+
+
+def test_a_run_does_not_go_on_with_another_base_under_the_same_name(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = make_config(oft={"model_id": str(base)}, max_steps=1, eval_samples=0)
+    VLATrainer(config).train()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="trained on another base model than the one given"):
+        VLATrainer(replace(config, training=replace(config.training, resume_from_checkpoint="latest"))).train()
 
 
 def test_a_damaged_state_is_refused(make_config: MakeConfig) -> None:

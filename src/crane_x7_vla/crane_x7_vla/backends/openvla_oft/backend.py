@@ -132,6 +132,11 @@ class OpenVLAOFTBackend:
         )
         return self._finish(model)
 
+    def check_base(self, directory: Path) -> None:
+        """A checkpoint with adapters names its base's fingerprint; one with the whole model needs no base."""
+        if (directory / ADAPTERS).is_dir():
+            _lora().check_base(directory, base_fingerprint=self._base_fingerprint)
+
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(**{name: batch[name] for name in _INPUTS if name in batch})
 
