@@ -84,7 +84,7 @@ class Unattended:
         Raises DataError when several episodes in a row could not be recorded.
         """
         idle = status.state == State.IDLE.value
-        # In lockstep a scene that is over shows nothing more, so that a recorder that comes later waits for every source.
+        # In lockstep a scene that is over shows nothing more: a recorder that comes later waits for every source.
         over = self._config.lockstep and self._task_ended
         if self._phase is _Phase.PAUSE and idle and (over or not status.waiting_for):
             return self._between(now, resettable=resettable)
