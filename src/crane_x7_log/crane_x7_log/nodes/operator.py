@@ -86,8 +86,8 @@ class Operator:
             seed = None if self._scene is None else self._scene[0]
             if self._config.lockstep and seed is not None:
                 seed += 1  # the scene that is over is followed by the next
-            said = self._start(seed, afresh=self._config.lockstep)
-            logger.info("episode %d of %d: %s", number, self._config.episodes, said)
+            self._start(seed, afresh=self._config.lockstep)
+            logger.info("episode %d of %d begins", number, self._config.episodes)
         elif wish is Wish.STOP:
             if self._success is not None:
                 self._mark(self._success)
