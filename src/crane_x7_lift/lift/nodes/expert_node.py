@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,11 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.nodes.commands import CommandPublisher
-from crane_x7_vla.nodes.messages import joint_state_positions, sensor_qos, stamp_ns
+from crane_x7_vla.nodes.messages import command_qos, joint_state_positions, sensor_qos, stamp_ns
 from crane_x7_vla.nodes.parameters import declare, parameter
 from crane_x7_vla.nodes.running import SuiteNode, run_node
 from crane_x7_vla.protocol import ARM_TOPIC, NANOSECONDS, RESET_GAP
@@ -26,6 +28,8 @@ from lift.nodes import topics
 NAME = "expert"
 _SILENCE_S = 2.0
 _TELL_S = 10.0
+# Own commands that may still be on their way back to us.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,14 @@ class ExpertNode(SuiteNode):
         self._lockstep = settings.lockstep
         self._heard_at = -math.inf
         self._told_at = -math.inf
+        self._started_ns = 0
+        self._own: deque[tuple[int, list[float]]] = deque(maxlen=_REMEMBERED)
+        self._arm = list(self._robot.arm_indices)
         qos = sensor_qos(settings.lockstep)
         self.create_subscription(JointState, topics.JOINT_STATES, self._on_joint_state, qos)
         self.create_subscription(PoseStamped, topics.OBJECT_POSE, self._on_pose, qos)
+        if settings.lockstep:
+            self.create_subscription(JointTrajectory, ARM_TOPIC, self._on_arm_command, command_qos())
         self.create_service(Trigger, "~/start", self._on_start)
         self.create_service(Trigger, "~/stop", self._on_stop)
         self._running = settings.autostart
@@ -110,16 +119,40 @@ class ExpertNode(SuiteNode):
             commanded = state
         elif stamp == last[0]:
             # The simulator shows again what nobody seems to have answered.
-            self._commands.publish(last[1], stamp=stamp, duration=self._period)
+            self._command(stamp, last[1])
             return
         else:
             commanded = last[1]
         target = self._expert.act(state, self._pose[1], commanded)
         self._last = (stamp, target)
+        self._command(stamp, target)
+
+    def _command(self, stamp: int, target: np.ndarray) -> None:
+        self._own.append((stamp, target[self._arm].astype(np.float64).tolist()))
         self._commands.publish(target, stamp=stamp, duration=self._period)
 
+    def _on_arm_command(self, message: JointTrajectory) -> None:
+        """In lockstep the first answer to an instant counts, so the expert would do the work of a policy beside it.
+
+        What others command is told by what the expert did not say itself: a node that was killed, or that waits,
+        says nothing. Commands up to the instant at which the expert was started are of whoever had the arm before.
+        """
+        stamp = stamp_ns(message.header)
+        if not self._running or stamp <= self._started_ns:
+            return
+        if any((stamp, list(point.positions)) not in self._own for point in message.points):
+            self.fail(
+                ConfigError(
+                    f"another node commands the arm in lockstep on {ARM_TOPIC}, and the expert would answer in its "
+                    "place; start the simulated arm without the expert: up sim, or --profile vla-sim"
+                )
+            )
+
     def _arm_is_taken(self) -> bool:
-        """In real time a policy or a person who commands the arm has it for themselves."""
+        """In real time a policy or a person who commands the arm has it for themselves.
+
+        That goes by publishers, as a policy that holds or only watches may begin at any time.
+        """
         if self._lockstep or self.count_publishers(ARM_TOPIC) < 2:
             return False
         if time.monotonic() - self._told_at > _TELL_S:
@@ -128,7 +161,9 @@ class ExpertNode(SuiteNode):
         return True
 
     def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._running = True
+        if not self._running:
+            self._running = True
+            self._started_ns = 0 if self._state is None else self._state[0]
         self._last = None
         response.success = True
         response.message = "demonstrating"
