@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from rclpy.task import Future
 from std_msgs.msg import String
@@ -105,7 +105,7 @@ class Operator:
             self._told_at = now
             logger.info("the next episode begins in %.0f s; put everything back in its place", left)
 
-    def _on_next_scene(self, future: Future[Any]) -> None:
+    def _on_next_scene(self, future: Future) -> None:
         answer = future.result()
         if answer is None or not answer.success:
             why = "no answer" if answer is None else answer.message
