@@ -28,7 +28,16 @@ def _number(text: str, accept: Callable[[float], bool]) -> str | None:
         number = float(text)
     except ValueError:
         return None
-    return text if math.isfinite(number) and accept(number) else None
+    if not (math.isfinite(number) and accept(number)):
+        return None
+    # Without a point YAML would take 1e-05 for text.
+    written = repr(number)
+    return written if "." in written else written.replace("e", ".0e")
+
+
+def _integer(text: str, least: int) -> str | None:
+    """With a zero in front YAML would take it for octal."""
+    return str(int(text)) if re.fullmatch(r"\d+", text) and int(text) >= least else None
 
 
 def _words(text: str, pattern: str) -> str | None:
@@ -40,8 +49,8 @@ TEXT = Kind("text", lambda text: text)
 NAME = Kind("a name", lambda text: text if re.fullmatch(r"[A-Za-z][\w-]*", text) else None)
 SERIAL = Kind("letters and digits", lambda text: text if re.fullmatch(r"\w*", text) else None)
 DEVICE = Kind("a path", lambda text: text if re.fullmatch(r"[\w./:-]*", text) else None)
-COUNT = Kind("0 or a positive integer", lambda text: text if re.fullmatch(r"\d+", text) else None)
-SIZE = Kind("a positive integer", lambda text: text if re.fullmatch(r"0*[1-9]\d*", text) else None)
+COUNT = Kind("0 or a positive integer", lambda text: _integer(text, 0))
+SIZE = Kind("a positive integer", lambda text: _integer(text, 1))
 POSITIVE = Kind("a positive number", lambda text: _number(text, lambda number: number > 0))
 SECONDS = Kind("0 or a positive number", lambda text: _number(text, lambda number: number >= 0))
 SWITCH = Kind("true or false", lambda text: text if text in ("true", "false") else None)
@@ -157,7 +166,8 @@ def template() -> str:
     """The text of .env.template: every variable with its default, grouped."""
     parts = [
         "# Settings of the containers: cp .env.template .env, and change what you need. Every line shows its default;\n"
-        "# an empty value means it too. For commands outside of containers load it with: set -a; . ./.env; set +a\n"
+        "# an empty value means it too. Only compose reads it. Training outside of containers takes VLA_DATA_ROOT and\n"
+        "# VLA_OUTPUT_DIR from the shell: export those there, and not this file.\n"
         "# This file is written by: python -m crane_x7_bringup.service --env-template .env.template\n"
     ]
     for heading, group in GROUPS.items():

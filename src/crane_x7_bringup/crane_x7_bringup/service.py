@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -83,7 +84,10 @@ def words(name: str, environ: Mapping[str, str]) -> list[str]:
     if "VLA_MODEL_PATH" in values:
         _check_model(values["VLA_MODEL_PATH"])
     if "VLA_DATA_ROOT" in values:
+        _check_kept(values["VLA_DATA_ROOT"])
         _check_writable(values["VLA_DATA_ROOT"])
+    if "CAMERA_TOPICS" in values:
+        _check_topics(values["CAMERA_NAMES"], values["CAMERA_TOPICS"])
     given = [f"{argument}:={values[variable]}" for argument, variable in service.arguments]
     return [*given, *service.fixed]
 
@@ -123,8 +127,34 @@ def _check_model(path: str) -> None:
         load_policy(Path(path))
 
 
+def _check_topics(names: str, topics: str) -> None:
+    """names, topics: lists in JSON."""
+    n_names, n_topics = len(json.loads(names)), len(json.loads(topics))
+    if n_topics not in (0, n_names):
+        raise ConfigError(
+            f"CAMERA_TOPICS has {n_topics} topics and CAMERA_NAMES {n_names} names; expected one topic for each name "
+            "in the same order, or no topics; correct it in .env"
+        )
+
+
+def mount_points() -> set[Path]:
+    """Folders and files below the root on which something is mounted, as the kernel lists them."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return {Path(line.split()[4]) for line in lines} - {Path("/")}
+
+
+def _check_kept(path: str) -> None:
+    """What lies in no mount is part of the container, and gone with it."""
+    folder = Path(path).expanduser().resolve()
+    if mount_points().isdisjoint((folder, *folder.parents)):
+        raise ConfigError(
+            f"VLA_DATA_ROOT is {path}, which is not in data or outputs, so that it would be lost with the container; "
+            "expected such as data/red_cube; correct it in .env. For another disk set DATA_DIR to its folder"
+        )
+
+
 def _check_writable(path: str) -> None:
-    folder = Path(path)
+    folder = Path(path).expanduser().resolve()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):

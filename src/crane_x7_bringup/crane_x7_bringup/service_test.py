@@ -18,6 +18,15 @@ def model(folder: Path) -> str:
     return str(folder)
 
 
+MOUNT_POINTS = service.mount_points
+
+
+@pytest.fixture(autouse=True)
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a test is mounted, and nothing else."""
+    monkeypatch.setattr(service, "mount_points", lambda: {tmp_path.resolve()})
+
+
 def settings(name: str, environ: dict[str, str]) -> dict[str, dict[str, object]]:
     """{node: its parameters} that a service starts."""
     nodes = configured(find_profile(SERVICES[name].profile), words(name, environ))
@@ -36,9 +45,9 @@ def test_settings_reach_the_nodes(tmp_path: Path) -> None:
         {
             "VLA_DATA_ROOT": f"{tmp_path}/recordings",
             "VLA_INSTRUCTION": "1",
-            "NUM_EPISODES": "3",
-            "EPISODE_SECONDS": "2.5",
-            "RESET_SECONDS": "0",
+            "NUM_EPISODES": "010",
+            "EPISODE_SECONDS": "2e1",
+            "RESET_SECONDS": "1e-5",
             "CAMERA_NAMES": "primary, side",
             "CAMERA_TOPICS": "/a/image,/b/image",
             "LIFT_LOCKSTEP": "true",
@@ -47,7 +56,7 @@ def test_settings_reach_the_nodes(tmp_path: Path) -> None:
     )["recorder"]
     assert recorder["output_dir"] == f"{tmp_path}/recordings"
     assert recorder["instruction"] == "1"
-    assert (recorder["num_episodes"], recorder["episode_seconds"], recorder["reset_seconds"]) == (3, 2.5, 0)
+    assert (recorder["num_episodes"], recorder["episode_seconds"], recorder["reset_seconds"]) == (10, 20.0, 1e-5)
     assert recorder["camera_names"] == ["primary", "side"]
     assert recorder["camera_topics"] == ["/a/image", "/b/image"]
     assert (recorder["lockstep"], recorder["control_hz"]) == (True, 20.0)
@@ -112,6 +121,28 @@ def test_a_folder_of_another_user_says_whose_it_is(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written by user .* set USER_ID and GROUP_ID in .env"):
         words("recorder", {"VLA_DATA_ROOT": f"{tmp_path}/data/recordings"})
+
+
+def test_mounts_are_those_of_the_kernel() -> None:
+    points = MOUNT_POINTS()
+    assert Path("/proc") in points
+    assert Path("/") not in points
+
+
+@pytest.mark.parametrize("place", ["recordings", "~/recordings", "{}/../elsewhere", "{}/link/recordings"])
+def test_recordings_must_outlive_the_container(place: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/var")
+    path = place.format(tmp_path)
+    with pytest.raises(ConfigError, match=f"VLA_DATA_ROOT is {path}, which is not in data or outputs"):
+        words("recorder", {"VLA_DATA_ROOT": path})
+
+
+@pytest.mark.parametrize("topics", ["/a/image", "/a/image,/b/image,/c/image"])
+def test_every_camera_has_its_topic(topics: str, tmp_path: Path) -> None:
+    environ = {"VLA_DATA_ROOT": str(tmp_path), "CAMERA_NAMES": "primary,wrist", "CAMERA_TOPICS": topics}
+    n_topics = topics.count(",") + 1
+    with pytest.raises(ConfigError, match=f"CAMERA_TOPICS has {n_topics} topics and CAMERA_NAMES 2 names"):
+        words("recorder", environ)
 
 
 def test_cameras_are_given_by_serial_number_or_device(tmp_path: Path) -> None:
