@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from crane_x7_bringup import camera_health
 from crane_x7_bringup.environment import VARIABLES, template
 from crane_x7_bringup.profiles import PROFILES, find_profile
 from crane_x7_bringup.service import CAMERA_ARGUMENTS, CAMERA_LAUNCH, CAMERAS, SERVICES
@@ -112,13 +113,20 @@ def test_a_service_runs_as_the_users_and_ends_well(name: str, services: Json) ->
     service = services[name]
     assert service["user"] == "1000:1000"
     assert service["init"] is True
-    assert service["network_mode"] == "host"
     grace = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", service["stop_grace_period"])
     assert grace is not None
     assert int(grace[1] or 0) * 60 + int(grace[2] or 0) >= 30
-    assert service["restart"] == ("on-failure:3" if name == CAMERAS else "no")
+    assert service["restart"] == "no"
     # ros2 launch leaves its nodes on SIGTERM.
     assert service.get("stop_signal") == ("SIGINT" if name == CAMERAS else None)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_is_reached_from_this_machine_only(name: str, services: Json) -> None:
+    service = services[name]
+    assert "network_mode" not in service
+    (port,) = service["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "6006", 6006)
 
 
 def test_user_and_group_come_from_the_environment(compose: Compose) -> None:
@@ -133,6 +141,7 @@ def test_user_and_group_come_from_the_environment(compose: Compose) -> None:
 def test_dds_has_the_hosts_network_and_its_memory(name: str, services: Json) -> None:
     """Network without memory lets no message through."""
     service = services[name]
+    assert service["network_mode"] == "host"
     assert service["ipc"] == "host"
     assert service["image"] == "crane_x7_ros:jazzy"
     if name == "demo":
@@ -206,7 +215,10 @@ def test_a_service_of_nodes_is_healthy_when_its_nodes_are(name: str, services: J
 
 
 def test_cameras_are_healthy_when_images_come(services: Json) -> None:
-    assert services["cameras"]["healthcheck"]["test"][-1] == "/camera/color/image_raw"
+    check = services["cameras"]["healthcheck"]["test"]
+    assert check == ["CMD", "in_workspace", "python3", "-m", camera_health.__name__]
+    given = services["cameras"]["environment"]
+    assert camera_health.topics({**given, "WRIST_CAMERA_SERIAL": "1"}) == ["camera_wrist/color/image_raw"]
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -221,6 +233,9 @@ def test_the_command_of_a_service_is_there(name: str, services: Json) -> None:
     if module == "crane_x7_bringup.service":
         assert words == [name]
         assert name in {*SERVICES, CAMERAS}
+    if name == "demo":
+        assert words == ["--data-root", "data/demo"]
+        assert VARIABLES["VLA_DATA_ROOT"].default not in words
 
 
 @pytest.mark.parametrize("name", [*SERVICES, CAMERAS])
