@@ -90,6 +90,11 @@ class Checkout:
         words = ("exec", "--no-TTY", service, "in_workspace", "python3", "-c", code)
         return self.compose(*words, timeout=timeout).stdout
 
+    def call(self, service: str, *words: str) -> None:
+        """``python -m crane_x7_bringup.call WORDS`` inside the running container of ``service``."""
+        command = ("exec", "--no-TTY", service, "in_workspace", "python", "-m", "crane_x7_bringup.call", *words)
+        self.compose(*command, "--timeout", "60")
+
     def services(self) -> dict[str, Ended]:
         """How the containers are, also those that have ended."""
         lines = self.compose("ps", "--all", "--format", "json").stdout.splitlines()

@@ -30,6 +30,11 @@ DATA = "data/tfrecord_logs"
 TRAIN_STEPS = 3
 MODEL = "outputs/tiny/checkpoint-final"
 SHIPPED = "/workspace/vla/src/crane_x7_bringup/crane_x7_bringup"
+TRAIN = (
+    *("python", "-m", "crane_x7_vla.training.cli", "train"),
+    *("--config", f"{SHIPPED}/demo/training.yaml", "--model-id", f"{SHIPPED}/models/openvla-oft-tiny"),
+    *("--experiment-name", "tiny", "--batch-size", "4", "--max-steps", str(TRAIN_STEPS)),
+)
 
 # Resets the simulated arm twice, waits for its verdict, and prints it with how far the arm went, rad.
 TRIALS = """
@@ -79,12 +84,7 @@ def recorded(images: Checkout) -> Checkout:
 @pytest.fixture(scope="module")
 def trained(recorded: Checkout) -> Checkout:
     """The checkout with a model that was trained on the recordings, in the training image, for a few steps."""
-    done = recorded.run(
-        "train",
-        *("python", "-m", "crane_x7_vla.training.cli", "train"),
-        *("--config", f"{SHIPPED}/demo/training.yaml", "--model-id", f"{SHIPPED}/models/openvla-oft-tiny"),
-        *("--experiment-name", "tiny", "--batch-size", "4", "--max-steps", str(TRAIN_STEPS)),
-    )
+    done = recorded.run("train", *TRAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     return recorded
 
@@ -151,8 +151,39 @@ def simulated(images: Checkout) -> Iterator[Checkout]:
     images.down()
 
 
-class TestEndedRecorder:
-    """A recorder that is stopped, interrupted or killed in the middle of an episode."""
+def wait_recording(checkout: Checkout) -> None:
+    """A second's worth of records is written, more are on their way."""
+    root = checkout.folder / DATA
+    checkout.wait(lambda: any(path.stat().st_size > 20_000 for path in list_partials(root)), "a recording")
+
+
+def check_whole(path: Path) -> None:
+    assert [finding for finding in check_episode(path) if finding.is_error] == []
+    assert (path.parent / METADATA_NAME).exists()
+
+
+class TestRecorderInRealTime:
+    """One that ends by itself, is told when to stop, or is ended in the middle of an episode."""
+
+    def test_an_episode_is_recorded_and_the_container_ends(self, simulated: Checkout) -> None:
+        known = set(recordings(simulated))
+        variables = {"NUM_EPISODES": "1", "EPISODE_SECONDS": "5", "RESET_SECONDS": "0"}
+        simulated.up("log", only="recorder", variables=variables)
+        assert simulated.wait_ended("recorder") == 0, simulated.logs("recorder")
+        (path,) = set(recordings(simulated)) - known
+        check_whole(path)
+
+    def test_an_episode_that_is_stopped_by_a_call_is_whole(self, simulated: Checkout) -> None:
+        known = set(recordings(simulated))
+        simulated.up("log", only="recorder", variables={"NUM_EPISODES": "0"})
+        simulated.call("recorder", "recorder/start")
+        wait_recording(simulated)
+        simulated.call("recorder", "recorder/stop")
+        simulated.compose("--profile", "log", "stop", "recorder")
+        assert simulated.wait_ended("recorder") == 0, simulated.logs("recorder")
+        (path,) = set(recordings(simulated)) - known
+        check_whole(path)
+        assert list_partials(simulated.folder / DATA) == []
 
     @pytest.mark.parametrize(
         ("how", "code"),
@@ -162,15 +193,16 @@ class TestEndedRecorder:
     def test_no_half_episode_looks_whole(self, simulated: Checkout, how: tuple[str, ...], code: int) -> None:
         known = set(recordings(simulated))
         simulated.up("log", only="recorder", variables={"NUM_EPISODES": "1000", "RESET_SECONDS": "0"})
-        root = simulated.folder / DATA
-        # A second's worth of records is written, more are on their way.
-        simulated.wait(lambda: any(path.stat().st_size > 20_000 for path in list_partials(root)), "a recording")
+        wait_recording(simulated)
         simulated.compose("--profile", "log", *how, "recorder")
         assert simulated.wait_ended("recorder") == code, simulated.logs("recorder")
-        for path in set(recordings(simulated)) - known:
-            assert [finding for finding in check_episode(path) if finding.is_error] == []
-            assert (path.parent / METADATA_NAME).exists()
-        for partial in list_partials(root):
+        whole = set(recordings(simulated)) - known
+        partials = list_partials(simulated.folder / DATA)
+        # Whole only if its time was over just then.
+        assert len(whole) + len(partials) == 1
+        for path in whole:
+            check_whole(path)
+        for partial in partials:
             assert len(EpisodeFile(recover_episode(partial)).arrays().state) > 0
 
 
@@ -209,6 +241,20 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(images: Checkout) -> Non
         os.chown(images.folder / "data", USER, USER)
     assert done.returncode == 2
     assert f"data cannot be written by user {USER}:{USER}, it belongs to 0:0" in last_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_recordings_that_would_be_lost_are_refused(images: Checkout) -> None:
+    done = images.run("recorder", variables={"VLA_DATA_ROOT": "recordings"})
+    assert done.returncode == 2
+    assert "VLA_DATA_ROOT is recordings, which is not in data or outputs" in last_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_training_whose_results_would_be_lost_is_one_line(recorded: Checkout) -> None:
+    done = recorded.run("train", *TRAIN, variables={"VLA_OUTPUT_DIR": "runs"})
+    assert done.returncode == 2
+    assert "/workspace may not be written to; choose another --output-dir" in last_line(done.stderr)
     assert "Traceback" not in done.stderr
 
 
