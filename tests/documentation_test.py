@@ -49,6 +49,7 @@ FOREIGN_PROGRAMS = {
     "git",
     "hf",
     "pip",
+    "printf",
     "source",
     "sudo",
     "tensorboard",

@@ -300,6 +300,14 @@ def test_env_template_is_the_default_for_a_shell_and_for_compose(compose: Compos
     assert json.loads(text)["services"] == services
 
 
+def test_a_later_line_of_env_wins(compose: Compose, tmp_path: Path) -> None:
+    """As the documents add USER_ID to a copy of the template."""
+    file = tmp_path / "env"
+    file.write_text(f"{template()}USER_ID=4321\nGROUP_ID=8765\n")
+    text = compose("--env-file", str(file), "--profile", "log", "config", "--format", "json")
+    assert json.loads(text)["services"]["recorder"]["user"] == "4321:8765"
+
+
 def test_the_compose_file_names_every_variable_with_its_default() -> None:
     text = "\n".join(line.partition(" #")[0] for line in COMPOSE_FILE.read_text().splitlines())
     named = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
