@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from crane_x7_log.commands import CommandTracker
 from crane_x7_log.config import RecorderConfig
-from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, STATE, Stamped
+from crane_x7_log.sampling import ARM_COMMAND, BACKWARDS_NS, COMMANDS, STATE, Stamped
 from crane_x7_log.session import Session
 from crane_x7_log.sources import Sources
 from crane_x7_log.status import Finished, State, Status
@@ -31,10 +31,13 @@ from crane_x7_vla.protocol import NANOSECONDS
 logger = logging.getLogger(__name__)
 
 STOPPED = "stopped by the operator"
+DISCARDED = "discarded by the operator"
 _RECOVER = "python -m crane_x7_log.episodes recover"
 # In lockstep, messages of the last instants may still be on their way when the operator says stop, s.
 _SETTLE_QUIET_S = 0.1
 _SETTLE_LIMIT_S = 2.0
+# Sources send several times a second, s.
+_SILENCE_S = 2.0
 
 
 class RefusedError(ValueError):
@@ -130,7 +133,7 @@ class Recorder:
     def discard(self) -> str:
         """End the episode and remove it; returns a sentence. Raises RefusedError when nothing is being recorded."""
         current = self._active("discard")
-        current.reason = "discarded by the operator"
+        current.reason = DISCARDED
         if current.path is None:
             self._close(current, "nothing", "", 0)
             return "nothing was recorded"
@@ -172,6 +175,17 @@ class Recorder:
         """Whether joint states and every camera have reached that instant, as after a reset of the scene."""
         latest = [self._latest.state, *(self._latest.images.get(camera) for camera in self._config.cameras)]
         return all(message is not None and message.stamp_ns >= stamp_ns for message in latest)
+
+    def silent(self, now: float) -> tuple[str, ...]:
+        """Sources that came once and do not any more, in words; in lockstep nothing comes while the simulator waits."""
+        if self._config.lockstep:
+            return ()
+        ages = {source: now - at for source, at in self._latest.arrived.items() if source not in COMMANDS}
+        return tuple(
+            f"nothing from {self._sources.labels[source]} for {age:.0f} s"
+            for source, age in ages.items()
+            if age > _SILENCE_S
+        )
 
     # --- what comes from the robot ---
 

@@ -673,3 +673,18 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             replace(CONFIG, **wrong)
+
+
+def test_a_source_that_falls_silent_is_told_also_while_idle(make: Make) -> None:
+    rig = make(CONFIG)
+    assert rig.recorder.silent(100.0) == ()  # what never came is told by the status
+    rig.run(0, 1000)
+    rig.run(1000, 4000, without=("wrist",))
+    assert rig.recorder.silent(rig.now) == ("nothing from wrist (/camera_wrist/color/image_raw) for 3 s",)
+    assert len(rig.recorder.silent(rig.now + 3)) == 3
+
+
+def test_silence_in_lockstep_is_the_simulator_that_waits(make: Make) -> None:
+    rig = make(LOCKSTEP)
+    rig.instant(1000 * MS)
+    assert rig.recorder.silent(rig.now + 60) == ()
