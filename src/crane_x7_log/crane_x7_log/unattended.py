@@ -9,14 +9,21 @@ A simulator in lockstep runs on as soon as it is reset, so there the recorder is
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from enum import Enum
 
-from crane_x7_log.recorder import STOPPED
+from crane_x7_log.recorder import DISCARDED, STOPPED
 from crane_x7_log.status import State, Status
 from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.protocol import EPISODE_END, NEXT_SCENE
+
+logger = logging.getLogger(__name__)
 
 _FAULTS_IN_A_ROW = 3
+# In lockstep: how long there may be no simulator, and how long a scene may take, its policy loading first, s.
+_SIMULATOR_S = 60.0
+_SCENE_S = 600.0
 
 
 class Wish(Enum):
@@ -68,6 +75,13 @@ class Unattended:
         self._saved = 0
         self._faults = 0
         self._task_ended = False
+        self._waits_for = ""
+        self._waits_since = 0.0
+
+    @property
+    def waits_for(self) -> str | None:
+        """What of the simulator in lockstep has to come before the next episode."""
+        return self._waits_for or None
 
     @property
     def saved(self) -> int:
@@ -81,13 +95,16 @@ class Unattended:
     def next(self, status: Status, now: float, *, resettable: bool) -> Wish | None:
         """What to do now, or None. resettable: a service resets the scene, so that nobody needs a pause for it.
 
-        Raises DataError when several episodes in a row could not be recorded.
+        Raises DataError when several episodes in a row could not be recorded, and when a simulator in lockstep does not
+        come or does not end its scene.
         """
         idle = status.state == State.IDLE.value
         # In lockstep a scene that is over shows nothing more: a recorder that comes later waits for every source.
         over = self._config.lockstep and self._task_ended
-        if self._phase is _Phase.PAUSE and idle and (over or not status.waiting_for):
-            return self._between(now, resettable=resettable)
+        if self._phase is _Phase.PAUSE:
+            if idle and (over or not status.waiting_for):
+                return self._between(now, resettable=resettable)
+            self._waits_for = ""
         if self._phase is _Phase.STARTED:
             self._phase = _Phase.RECORD
             return Wish.RESET
@@ -97,9 +114,13 @@ class Unattended:
             self._judge(status, now)
         return None
 
-    def on_reset(self) -> Wish | None:
+    def on_reset(self, status: Status) -> Wish | None:
         """The scene is reset, and what came since shows it."""
         if self._phase is not _Phase.RESET:
+            return None
+        if status.state != State.IDLE.value:
+            logger.info("somebody else has started the recorder; the scene is reset again when it is idle")
+            self._phase = _Phase.PAUSE
             return None
         self._phase = _Phase.RECORD
         return Wish.START
@@ -114,7 +135,9 @@ class Unattended:
             return Wish.END
         if self._config.lockstep:
             if not (resettable and self._task_ended):
+                self._wait(now, resettable=resettable)
                 return None
+            self._waits_for = ""
             self._phase = _Phase.STARTED
         elif resettable:
             self._phase = _Phase.RESET
@@ -125,6 +148,17 @@ class Unattended:
         self._task_ended = False
         self._recording_since = None
         return Wish.RESET if self._phase is _Phase.RESET else Wish.START
+
+    def _wait(self, now: float, *, resettable: bool) -> None:
+        waits_for = f"the end of the scene on {EPISODE_END}" if resettable else f"the service {NEXT_SCENE}"
+        if waits_for != self._waits_for:
+            self._waits_for, self._waits_since = waits_for, now
+        limit_s = _SCENE_S if resettable else _SIMULATOR_S
+        if now - self._waits_since >= limit_s:
+            raise DataError(
+                f"lockstep: {waits_for} has not come within {limit_s:g} s; start the simulator in lockstep and a node "
+                "that drives it, or for a real arm set lockstep:=false (LIFT_LOCKSTEP=false)"
+            )
 
     def _while_recording(self, status: Status, now: float) -> Wish | None:
         if status.state == State.RECORDING.value:
@@ -143,6 +177,8 @@ class Unattended:
         if last is not None and last.outcome == "saved" and last.reason == STOPPED:
             self._saved += 1
             self._faults = 0
+            return
+        if last is not None and last.reason == DISCARDED:
             return
         self._faults += 1
         if self._faults >= _FAULTS_IN_A_ROW:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
-from crane_x7_log.recorder import STOPPED
+from crane_x7_log.recorder import DISCARDED, STOPPED
 from crane_x7_log.status import Finished, State, Status
 from crane_x7_log.unattended import Unattended, UnattendedConfig, Wish
 from crane_x7_vla.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from crane_x7_vla.errors import ConfigError, DataError
 CONFIG = UnattendedConfig(episodes=2, episode_s=10.0, pause_s=5.0)
 SAVED = Finished(outcome="saved", path="episode_0", steps=9, success=None, reason=STOPPED)
 STALE = Finished(outcome="saved", path="episode_0", steps=9, success=None, reason="camera primary is stale")
+LOCKSTEP = dataclasses.replace(CONFIG, lockstep=True)
 
 
 def status(state: State = State.IDLE, *, waiting_for: tuple[str, ...] = (), last: Finished | None = None) -> Status:
@@ -71,7 +73,7 @@ def test_a_scene_that_a_service_resets_needs_no_pause_and_ends_with_its_task() -
     now = record_one(unattended, 0.0)
     assert unattended.next(status(last=SAVED), now, resettable=True) is Wish.RESET
     assert unattended.next(status(last=SAVED), now, resettable=True) is None  # the answer is not there yet
-    assert unattended.on_reset() is Wish.START
+    assert unattended.on_reset(status()) is Wish.START
     assert unattended.next(status(State.RECORDING), now + 1, resettable=True) is None
     unattended.on_task_end()
     assert unattended.next(status(State.RECORDING), now + 2, resettable=True) is Wish.STOP
@@ -85,12 +87,12 @@ def test_the_end_of_a_task_outside_of_an_episode_means_nothing() -> None:
 
 
 def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the_next_begins() -> None:
-    unattended = Unattended(dataclasses.replace(CONFIG, lockstep=True))
+    unattended = Unattended(LOCKSTEP)
     assert unattended.next(status(), 0.0, resettable=True) is None  # a scene is going on
     assert not unattended.on_task_end()
     assert unattended.next(status(), 1.0, resettable=True) is Wish.START
     assert unattended.next(status(State.WAITING), 1.1, resettable=True) is Wish.RESET
-    assert unattended.on_reset() is None
+    assert unattended.on_reset(status()) is None
     assert unattended.next(status(State.RECORDING), 1.2, resettable=True) is None
     assert unattended.on_task_end()
     assert unattended.next(status(State.RECORDING), 1.3, resettable=True) is Wish.STOP
@@ -100,7 +102,7 @@ def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the
 
 
 def test_in_lockstep_a_recorder_that_comes_after_the_first_scene_begins_with_the_next() -> None:
-    unattended = Unattended(dataclasses.replace(CONFIG, lockstep=True))
+    unattended = Unattended(LOCKSTEP)
     blind = status(waiting_for=("joint_states", "primary"))
     assert unattended.next(blind, 0.0, resettable=True) is None
     unattended.on_task_end()  # the simulator's last word, latched
@@ -135,3 +137,47 @@ def test_three_faults_in_a_row_are_an_error_that_says_the_last_one() -> None:
 def test_senseless_numbers_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         UnattendedConfig(**{"episodes": 2, "episode_s": 10.0, "pause_s": 5.0} | change)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("outcome", ["discarded", "nothing"])
+def test_an_episode_that_somebody_discards_is_recorded_again_and_is_no_fault(outcome: str) -> None:
+    unattended = Unattended(CONFIG)
+    now = 0.0
+    for _ in range(4):
+        gone = Finished(outcome=outcome, path="", steps=0, success=None, reason=DISCARDED)
+        now = record_one(unattended, now, gone) + 5
+    assert unattended.saved == 0
+    assert unattended.next(status(), now, resettable=False) is Wish.START
+
+
+def test_a_recorder_that_somebody_starts_during_a_reset_is_left_to_them() -> None:
+    unattended = Unattended(CONFIG)
+    assert unattended.next(status(), 0.0, resettable=True) is Wish.RESET
+    assert unattended.on_reset(status(State.RECORDING)) is None
+    assert unattended.next(status(State.RECORDING), 60.0, resettable=True) is None
+    assert unattended.next(status(last=SAVED), 61.0, resettable=True) is Wish.RESET
+
+
+@pytest.mark.parametrize(
+    ("resettable", "limit_s", "what"), [(False, 60, "the service lift/next"), (True, 600, "the end of .* lift/episode")]
+)
+def test_a_simulator_in_lockstep_is_not_waited_for_without_end(resettable: bool, limit_s: int, what: str) -> None:
+    unattended = Unattended(LOCKSTEP)
+    assert unattended.waits_for is None
+    assert unattended.next(status(), 0.0, resettable=resettable) is None
+    assert re.fullmatch(what, str(unattended.waits_for))
+    # Somebody else records: nothing is waited for, and the wait begins anew.
+    assert unattended.next(status(State.RECORDING), 10.0, resettable=resettable) is None
+    assert unattended.waits_for is None
+    assert unattended.next(status(), 20.0, resettable=resettable) is None
+    assert unattended.next(status(), 19.9 + limit_s, resettable=resettable) is None
+    with pytest.raises(DataError, match=rf"lockstep: {what} has not come within {limit_s} s; .*LIFT_LOCKSTEP=false"):
+        unattended.next(status(), 20.0 + limit_s, resettable=resettable)
+
+
+def test_a_wait_for_a_simulator_in_lockstep_is_over_with_the_scene() -> None:
+    unattended = Unattended(LOCKSTEP)
+    unattended.next(status(), 0.0, resettable=True)
+    unattended.on_task_end()
+    assert unattended.next(status(), 1.0, resettable=True) is Wish.START
+    assert unattended.waits_for is None

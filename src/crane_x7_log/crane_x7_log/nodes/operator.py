@@ -61,16 +61,23 @@ class Operator:
         self._success: bool | None = None
         self._told_at: float | None = None
 
+    @property
+    def waits_for(self) -> str | None:
+        """What of a simulator in lockstep has to come before the next episode."""
+        return self._unattended.waits_for
+
     def tick(self, status: Status, now: float) -> None:
-        """Several times a second. now: monotonic, s."""
+        """Several times a second. status: of this moment. now: monotonic, s."""
         try:
             if self._reset_asked_at is not None and now - self._reset_asked_at > _RESET_S:
                 raise DataError(f"no new scene within {_RESET_S:g} s of {NEXT_SCENE}; does the simulator hang?")
             if self._scene_is_new and self._scene is not None and self._has_all_since(self._scene[1]):
                 self._scene_is_new = False
                 self._reset_asked_at = None
-                self._act(self._unattended.on_reset(), now)
-            self._act(self._unattended.next(status, now, resettable=self._client.service_is_ready()), now)
+                wish = self._unattended.on_reset(status)
+            else:
+                wish = self._unattended.next(status, now, resettable=self._client.service_is_ready())
+            self._act(wish, now)
         except (RefusedError, *USER_ERRORS) as error:
             self._node.fail(DataError(str(error)))
             return
@@ -89,12 +96,18 @@ class Operator:
             self._start(seed, afresh=self._config.lockstep)
             logger.info("episode %d of %d begins", number, self._config.episodes)
         elif wish is Wish.STOP:
-            if self._success is not None:
-                self._mark(self._success)
-            logger.info("%s", self._stop())
+            self._end_episode()
         elif wish is Wish.END:
             logger.info("all %d episodes are recorded", self._config.episodes)
             self._node.finish()
+
+    def _end_episode(self) -> None:
+        try:
+            if self._success is not None:
+                self._mark(self._success)
+            logger.info("%s", self._stop())
+        except RefusedError as error:  # somebody else has just stopped it
+            logger.info("%s", error)
 
     def _tell(self, now: float) -> None:
         """Count down to the next episode, for the person who puts things back."""
@@ -107,20 +120,37 @@ class Operator:
 
     def _on_next_scene(self, future: Future) -> None:
         answer = future.result()
-        if answer is None or not answer.success:
-            why = "no answer" if answer is None else answer.message
-            self._node.fail(DataError(f"{NEXT_SCENE}: {why}"))
+        try:
+            if answer is None or not answer.success:
+                raise DataError("no answer" if answer is None else answer.message)
+            self._scene = _scene_of(answer.message)
+        except DataError as error:
+            self._node.fail(DataError(f"{NEXT_SCENE}: {error}"))
             return
-        scene = json.loads(answer.message)
-        self._scene = (int(scene["seed"]), int(scene["stamp_ns"]))
         self._scene_is_new = True
 
     def _on_episode_end(self, message: String) -> None:
         """The simulator tells how its episode ended; one that ended before the present scene is told to latecomers."""
         end = json.loads(message.data)
-        if self._scene is None and self._config.lockstep:
-            self._scene = (int(end["seed"]), 0)
-        elif self._scene is None or self._scene_is_new or int(end["stamp_ns"]) < self._scene[1]:
+        if self._is_resetting or (self._scene is None and not self._config.lockstep):
             return
+        began = 0 if self._scene is None else self._scene[1]
+        if int(end["stamp_ns"]) < began:
+            return
+        self._scene = (int(end["seed"]), began)  # somebody may have chosen another by lift/reset
         if self._unattended.on_task_end():
             self._success = bool(end["success"])
+
+    @property
+    def _is_resetting(self) -> bool:
+        """What ends now is the scene that shall not be any more."""
+        return self._reset_asked_at is not None and not self._scene_is_new
+
+
+def _scene_of(answer: str) -> tuple[int, int]:
+    """Seed and first stamp, ns. Raises DataError when ``answer`` does not say them."""
+    try:
+        told = json.loads(answer)
+        return int(told["seed"]), int(told["stamp_ns"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"expected JSON with seed and stamp_ns, got '{answer}'") from error
