@@ -177,8 +177,11 @@ class RecorderNode(SuiteNode):
         super().destroy_node()
 
     def lacks(self) -> str | None:
-        """What keeps an episode from beginning."""
-        return "; ".join(self._recorder.status().waiting_for) or None
+        """What keeps an episode from beginning, or will end the present one."""
+        lacks = [*self._recorder.status().waiting_for, *self._recorder.silent(time.monotonic())]
+        if self._operator is not None and self._operator.waits_for is not None:
+            lacks.append(self._operator.waits_for)
+        return "; ".join(lacks) or None
 
     def _unattended(self, settings: Settings) -> Operator | None:
         if settings.num_episodes == 0:

@@ -9,13 +9,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rclpy
 import yaml
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import Image, JointState
 
 from crane_x7_bringup.domain import environment, take_domain
 from crane_x7_log.nodes.fake_robot_test import (
@@ -27,7 +31,7 @@ from crane_x7_log.nodes.fake_robot_test import (
     state_at,
     target_at,
 )
-from crane_x7_log.nodes.recorder_node import Settings
+from crane_x7_log.nodes.recorder_node import RecorderNode, Settings
 from crane_x7_vla.data.episode import (
     EpisodeFile,
     EpisodeMetadata,
@@ -38,7 +42,8 @@ from crane_x7_vla.data.episode import (
     read_episode,
 )
 from crane_x7_vla.errors import ConfigError
-from crane_x7_vla.nodes.messages import image_to_rgb, rgb_to_image
+from crane_x7_vla.nodes.messages import image_to_rgb, joint_state_message, publisher_qos, rgb_to_image
+from crane_x7_vla.robot import CRANE_X7
 
 PACKAGE = Path(__file__).parents[2]
 LIMIT_S = 180
@@ -216,6 +221,46 @@ def test_a_wrong_parameter_ends_the_node_with_one_line(tmp_path: Path, env: dict
     log = (tmp_path / "recorder.log").read_text()
     assert "recorder: commanded is 'maybe', expected one of auto, required, off\n" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("lockstep", "lacks"),
+    [
+        ("true", "the service lift/next"),
+        ("false", r"nothing from primary \(/camera/color/image_raw\) for \d s"),
+    ],
+)
+def test_a_recorder_that_saw_every_source_says_what_else_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], lockstep: str, lacks: str
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    values = {"output_dir": str(tmp_path / "data"), "instruction": "pick", "lockstep": lockstep, "timeout_s": "60.0"}
+    # In real time with nobody to press start, in lockstep by itself.
+    values["num_episodes"] = "1" if lockstep == "true" else "0"
+    rclpy.init(args=["--ros-args", *(word for pair in values.items() for word in ("-p", ":=".join(pair)))])
+    node, robot = RecorderNode(), rclpy.create_node("robot")
+    executor = SingleThreadedExecutor()
+    try:
+        executor.add_node(node)
+        states = robot.create_publisher(JointState, "/joint_states", publisher_qos())
+        images = robot.create_publisher(Image, "/camera/color/image_raw", publisher_qos())
+        deadline = time.monotonic() + LIMIT_S
+        sent = False
+        while not re.search(lacks, str(node.lacks())):
+            assert time.monotonic() < deadline, node.lacks()
+            if not sent and states.get_subscription_count() == images.get_subscription_count() == 1:
+                states.publish(joint_state_message(CRANE_X7, START_NS, np.zeros(8), np.zeros(8)))
+                images.publish(rgb_to_image(image_at("primary", START_NS), START_NS, "camera"))
+                sent = True
+            executor.spin_once(timeout_sec=0.05)
+        assert sent
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        robot.destroy_node()
+        rclpy.shutdown()
 
 
 def test_topics_of_cameras_are_the_usual_ones_or_one_for_each() -> None:
