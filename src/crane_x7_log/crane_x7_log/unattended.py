@@ -21,6 +21,8 @@ from crane_x7_vla.protocol import EPISODE_END, NEXT_SCENE
 logger = logging.getLogger(__name__)
 
 _FAULTS_IN_A_ROW = 3
+# Until the graph is known, so that the service of a simulator whose topics came first is not missed, s.
+_DISCOVERY_S = 2.0
 # In lockstep: how long there may be no simulator, and how long a scene may take, its policy loading first, s.
 _SIMULATOR_S = 60.0
 _SCENE_S = 600.0
@@ -141,6 +143,9 @@ class Unattended:
             self._phase = _Phase.STARTED
         elif resettable:
             self._phase = _Phase.RESET
+        elif self._pause_ends is None:
+            self._pause_ends = now + _DISCOVERY_S
+            return None
         elif self.seconds_to_start(now) > 0:
             return None
         else:

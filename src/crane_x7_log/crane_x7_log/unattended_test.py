@@ -32,6 +32,13 @@ def status(state: State = State.IDLE, *, waiting_for: tuple[str, ...] = (), last
     )
 
 
+def on_a_table() -> Unattended:
+    """One that has looked for a service that resets the scene, until 0 s."""
+    unattended = Unattended(CONFIG)
+    assert unattended.next(status(), -2.0, resettable=False) is None
+    return unattended
+
+
 def record_one(unattended: Unattended, now: float, last: Finished = SAVED) -> float:
     """From start to what became of it; returns the time."""
     assert unattended.next(status(), now, resettable=False) is Wish.START
@@ -46,11 +53,19 @@ def record_one(unattended: Unattended, now: float, last: Finished = SAVED) -> fl
 def test_nothing_begins_before_every_source_is_there() -> None:
     unattended = Unattended(CONFIG)
     assert unattended.next(status(waiting_for=("primary",)), 0.0, resettable=False) is None
-    assert unattended.next(status(), 1.0, resettable=False) is Wish.START
+    assert unattended.next(status(waiting_for=("primary",)), 9.0, resettable=False) is None
+    assert unattended.next(status(), 10.0, resettable=False) is None
+    assert unattended.next(status(), 12.0, resettable=False) is Wish.START
+
+
+def test_a_service_that_is_found_a_moment_after_the_sources_is_used() -> None:
+    unattended = Unattended(CONFIG)
+    assert unattended.next(status(), 0.0, resettable=False) is None
+    assert unattended.next(status(), 0.5, resettable=True) is Wish.RESET
 
 
 def test_so_many_episodes_with_a_pause_between_them_and_then_the_end() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     now = record_one(unattended, 0.0)
     assert unattended.seconds_to_start(now) == 5.0
     assert unattended.next(status(last=SAVED), now + 4.9, resettable=False) is None
@@ -60,7 +75,7 @@ def test_so_many_episodes_with_a_pause_between_them_and_then_the_end() -> None:
 
 
 def test_the_seconds_of_an_episode_count_from_its_first_step() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     unattended.next(status(), 0.0, resettable=False)
     assert unattended.next(status(State.WAITING), 60.0, resettable=False) is None
     assert unattended.next(status(State.RECORDING), 61.0, resettable=False) is None
@@ -69,7 +84,7 @@ def test_the_seconds_of_an_episode_count_from_its_first_step() -> None:
 
 
 def test_a_scene_that_a_service_resets_needs_no_pause_and_ends_with_its_task() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     now = record_one(unattended, 0.0)
     assert unattended.next(status(last=SAVED), now, resettable=True) is Wish.RESET
     assert unattended.next(status(last=SAVED), now, resettable=True) is None  # the answer is not there yet
@@ -80,7 +95,7 @@ def test_a_scene_that_a_service_resets_needs_no_pause_and_ends_with_its_task() -
 
 
 def test_the_end_of_a_task_outside_of_an_episode_means_nothing() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     unattended.on_task_end()
     unattended.next(status(), 0.0, resettable=False)
     assert unattended.next(status(State.RECORDING), 1.0, resettable=False) is None
@@ -110,7 +125,7 @@ def test_in_lockstep_a_recorder_that_comes_after_the_first_scene_begins_with_the
 
 
 def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     now = record_one(unattended, 0.0, STALE)
     assert unattended.saved == 0
     now = record_one(unattended, now + 5)
@@ -119,7 +134,7 @@ def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:
 
 
 def test_three_faults_in_a_row_are_an_error_that_says_the_last_one() -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     now = record_one(unattended, 0.0, STALE)
     now = record_one(unattended, now + 5, STALE)
     with pytest.raises(DataError, match=r"3 episodes in a row.*camera primary is stale"):
@@ -141,7 +156,7 @@ def test_senseless_numbers_are_refused(change: dict[str, float], message: str) -
 
 @pytest.mark.parametrize("outcome", ["discarded", "nothing"])
 def test_an_episode_that_somebody_discards_is_recorded_again_and_is_no_fault(outcome: str) -> None:
-    unattended = Unattended(CONFIG)
+    unattended = on_a_table()
     now = 0.0
     for _ in range(4):
         gone = Finished(outcome=outcome, path="", steps=0, success=None, reason=DISCARDED)
