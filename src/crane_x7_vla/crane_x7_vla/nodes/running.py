@@ -116,8 +116,8 @@ def run_node(name: str, create: Callable[[], SuiteNode], args: Sequence[str] | N
 
 
 def _report_health(node: SuiteNode) -> None:
-    if health.STATUS_DIR in os.environ:
-        folder = Path(os.environ[health.STATUS_DIR])
+    folder = _health_folder()
+    if folder is not None:
         node.create_timer(
             health.PERIOD_S,
             lambda: health.report(folder, node.get_name(), node.lacks()),
@@ -126,8 +126,15 @@ def _report_health(node: SuiteNode) -> None:
 
 
 def _forget_health(node: SuiteNode) -> None:
-    if health.STATUS_DIR in os.environ:
-        health.forget(Path(os.environ[health.STATUS_DIR]), node.get_name())
+    folder = _health_folder()
+    if folder is not None:
+        health.forget(folder, node.get_name())
+
+
+def _health_folder() -> Path | None:
+    """None also for an empty name, as compose passes on what is not set."""
+    name = os.environ.get(health.STATUS_DIR)
+    return Path(name) if name else None
 
 
 def _executor(node: Node) -> Executor:

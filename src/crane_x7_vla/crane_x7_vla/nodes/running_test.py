@@ -55,7 +55,7 @@ sys.exit(run_node("example", Example))
 """
 
 
-def start(tmp_path: Path, *arguments: str, status: Path | None = None) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *arguments: str, status: Path | str | None = None) -> subprocess.Popen[str]:
     environment = os.environ | {"ROS_LOG_DIR": str(tmp_path), "ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
     if status is not None:
         environment[health.STATUS_DIR] = str(status)
@@ -65,6 +65,7 @@ def start(tmp_path: Path, *arguments: str, status: Path | None = None) -> subpro
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=tmp_path,
     )
 
 
@@ -147,3 +148,15 @@ def test_what_a_node_lacks_is_in_the_folder_for_health_checks_while_it_runs(tmp_
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert health.problem(status, "example") == "example is not running yet"
+
+
+def test_an_empty_name_of_the_folder_is_none(tmp_path: Path) -> None:
+    process = start(tmp_path, "run", status="")
+    assert process.stdout is not None
+    # The first report would be there after a second.
+    for _ in range(150):
+        process.stdout.readline()
+    assert not (tmp_path / "example.json").exists()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
