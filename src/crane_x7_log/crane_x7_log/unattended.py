@@ -25,6 +25,7 @@ class Wish(Enum):
     RESET = "reset the scene"
     START = "start"
     STOP = "stop"
+    DISCARD = "discard"
     END = "end"
 
 
@@ -68,6 +69,7 @@ class Unattended:
         self._saved = 0
         self._faults = 0
         self._task_ended = False
+        self._blind = False
 
     @property
     def saved(self) -> int:
@@ -84,9 +86,12 @@ class Unattended:
         Raises DataError when several episodes in a row could not be recorded.
         """
         idle = status.state == State.IDLE.value
-        # In lockstep a scene that is over shows nothing more: a recorder that comes later waits for every source.
-        over = self._config.lockstep and self._task_ended
-        if self._phase is _Phase.PAUSE and idle and (over or not status.waiting_for):
+        if self._phase is _Phase.PAUSE and idle:
+            # In lockstep a scene that is over shows nothing to a recorder that comes later. It lets one more pass, so
+            # that everything is connected when the first that counts begins.
+            self._blind = bool(status.waiting_for)
+            if self._blind and not (self._config.lockstep and self._task_ended):
+                return None
             return self._between(now, resettable=resettable)
         if self._phase is _Phase.STARTED:
             self._phase = _Phase.RECORD
@@ -127,18 +132,24 @@ class Unattended:
         return Wish.RESET if self._phase is _Phase.RESET else Wish.START
 
     def _while_recording(self, status: Status, now: float) -> Wish | None:
-        if status.state == State.RECORDING.value:
+        if status.state not in (State.WAITING.value, State.RECORDING.value):  # a fault ended it
+            self._phase = _Phase.SAVE
+        elif self._blind:
+            if self._task_ended:
+                self._phase = _Phase.SAVE
+                return Wish.DISCARD
+        elif status.state == State.RECORDING.value:
             self._recording_since = now if self._recording_since is None else self._recording_since
             if self._task_ended or now - self._recording_since >= self._config.episode_s:
                 self._phase = _Phase.SAVE
                 return Wish.STOP
-        elif status.state != State.WAITING.value:  # a fault ended it
-            self._phase = _Phase.SAVE
         return None
 
     def _judge(self, status: Status, now: float) -> None:
         self._phase = _Phase.PAUSE
         self._pause_ends = now + self._config.pause_s
+        if self._blind:
+            return
         last = status.last
         if last is not None and last.outcome == "saved" and last.reason == STOPPED:
             self._saved += 1

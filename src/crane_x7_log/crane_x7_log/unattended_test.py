@@ -99,12 +99,20 @@ def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the
     assert unattended.next(status(last=SAVED), 1.5, resettable=True) is Wish.START
 
 
-def test_in_lockstep_a_recorder_that_comes_after_the_first_scene_begins_with_the_next() -> None:
+@pytest.mark.parametrize("state", [State.WAITING, State.RECORDING])
+def test_in_lockstep_a_recorder_that_comes_late_lets_a_scene_pass_before_it_records(state: State) -> None:
     unattended = Unattended(dataclasses.replace(CONFIG, lockstep=True))
     blind = status(waiting_for=("joint_states", "primary"))
     assert unattended.next(blind, 0.0, resettable=True) is None
     unattended.on_task_end()  # the simulator's last word, latched
     assert unattended.next(blind, 1.0, resettable=True) is Wish.START
+    assert unattended.next(status(State.WAITING), 1.1, resettable=True) is Wish.RESET
+    assert unattended.next(status(state), 1.2, resettable=True) is None
+    unattended.on_task_end()
+    assert unattended.next(status(state), 1.3, resettable=True) is Wish.DISCARD
+    assert unattended.next(status(), 1.4, resettable=True) is None
+    assert unattended.next(status(), 1.5, resettable=True) is Wish.START
+    assert unattended.saved == 0
 
 
 def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:

@@ -42,17 +42,19 @@ class Operator:
         *,
         start: Start,
         stop: Callable[[], str],
+        discard: Callable[[], str],
         mark_success: Callable[[bool], str],
         has_all_since: Callable[[int], bool],
     ) -> None:
-        """start, stop, mark_success: the recorder's, and raise as it does.
+        """start, stop, discard, mark_success: the recorder's, and raise as it does.
 
         has_all_since: whether every source has reached a stamp, ns.
         """
         self._node = node
         self._config = config
         self._unattended = Unattended(config)
-        self._start, self._stop, self._mark, self._has_all_since = start, stop, mark_success, has_all_since
+        self._start, self._stop, self._discard, self._mark = start, stop, discard, mark_success
+        self._has_all_since = has_all_since
         self._client = node.create_client(Trigger, NEXT_SCENE)
         node.create_subscription(String, EPISODE_END, self._on_episode_end, latched_qos())
         self._reset_asked_at: float | None = None
@@ -92,6 +94,8 @@ class Operator:
             if self._success is not None:
                 self._mark(self._success)
             logger.info("%s", self._stop())
+        elif wish is Wish.DISCARD:
+            logger.info("%s; the next scene is seen from its beginning", self._discard())
         elif wish is Wish.END:
             logger.info("all %d episodes are recorded", self._config.episodes)
             self._node.finish()
@@ -120,7 +124,11 @@ class Operator:
         end = json.loads(message.data)
         if self._scene is None and self._config.lockstep:
             self._scene = (int(end["seed"]), 0)
-        elif self._scene is None or self._scene_is_new or int(end["stamp_ns"]) < self._scene[1]:
+        elif self._scene is None or int(end["stamp_ns"]) < self._scene[1]:
+            return
+        elif self._config.lockstep:
+            self._scene_is_new, self._reset_asked_at = False, None
+        elif self._scene_is_new:
             return
         if self._unattended.on_task_end():
             self._success = bool(end["success"])

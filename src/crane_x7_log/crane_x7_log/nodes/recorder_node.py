@@ -195,6 +195,7 @@ class RecorderNode(SuiteNode):
             ),
             start=self._start,
             stop=self._stop,
+            discard=self._recorder.discard,
             mark_success=self._recorder.mark_success,
             has_all_since=self._recorder.has_all_since,
         )
