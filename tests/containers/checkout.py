@@ -103,7 +103,7 @@ class Checkout:
 
     def logs(self, *services: str) -> str:
         """What the containers have written."""
-        return self.compose("logs", "--no-color", "--no-log-prefix", *services).stdout
+        return self.compose("--profile", "*", "logs", "--no-color", "--no-log-prefix", *services).stdout
 
     def wait(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
         """Poll ``condition``; raises TimeoutError with the containers' last lines."""
@@ -119,5 +119,8 @@ class Checkout:
         return self.services()[service].code
 
     def down(self) -> None:
-        """Remove the containers of every profile."""
+        """Remove the containers of every profile, and what killed ones left in the host's shared memory."""
         self.compose("--profile", "*", "down", "--timeout", "10")
+        for path in Path("/dev/shm").iterdir():
+            if path.stat().st_uid == USER:
+                path.unlink()

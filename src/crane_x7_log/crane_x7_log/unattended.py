@@ -60,6 +60,7 @@ class UnattendedConfig:
 
 class _Phase(Enum):
     PAUSE = "pause"
+    PASS = "a scene passes unrecorded"
     STARTED = "started, the reset is next"
     RESET = "reset, the start is next"
     RECORD = "record"
@@ -79,6 +80,7 @@ class Unattended:
         self._task_ended = False
         self._waits_for = ""
         self._waits_since = 0.0
+        self._passed = 0
 
     @property
     def waits_for(self) -> str | None:
@@ -101,12 +103,19 @@ class Unattended:
         come or does not end its scene.
         """
         idle = status.state == State.IDLE.value
-        # In lockstep a scene that is over shows nothing more: a recorder that comes later waits for every source.
-        over = self._config.lockstep and self._task_ended
+        if self._phase is _Phase.PASS and self._task_ended:
+            self._phase = _Phase.PAUSE
+            self._check_sources(status)
         if self._phase is _Phase.PAUSE:
-            if idle and (over or not status.waiting_for):
+            if idle and not status.waiting_for:
                 return self._between(now, resettable=resettable)
             self._waits_for = ""
+            if idle and self._config.lockstep and self._task_ended and resettable:
+                # A scene that is over shows nothing to a recorder that comes later. It lets one more pass, so that
+                # everything is connected when the first that counts begins.
+                self._phase = _Phase.PASS
+                self._task_ended = False
+                return Wish.RESET
         if self._phase is _Phase.STARTED:
             self._phase = _Phase.RECORD
             return Wish.RESET
@@ -153,6 +162,12 @@ class Unattended:
         self._task_ended = False
         self._recording_since = None
         return Wish.RESET if self._phase is _Phase.RESET else Wish.START
+
+    def _check_sources(self, status: Status) -> None:
+        """After a scene that passed: what it did not show will not come."""
+        self._passed += 1
+        if status.waiting_for and self._passed >= _FAULTS_IN_A_ROW:
+            raise DataError(f"{self._passed} scenes passed without {'; '.join(status.waiting_for)}")
 
     def _wait(self, now: float, *, resettable: bool) -> None:
         waits_for = f"the end of the scene on {EPISODE_END}" if resettable else f"the service {NEXT_SCENE}"

@@ -116,12 +116,30 @@ def test_in_lockstep_the_recorder_is_started_when_a_scene_is_over_and_before_the
     assert unattended.next(status(last=SAVED), 1.5, resettable=True) is Wish.START
 
 
-def test_in_lockstep_a_recorder_that_comes_after_the_first_scene_begins_with_the_next() -> None:
+def test_in_lockstep_a_recorder_that_comes_late_lets_a_scene_pass_before_it_records() -> None:
     unattended = Unattended(LOCKSTEP)
     blind = status(waiting_for=("joint_states", "primary"))
     assert unattended.next(blind, 0.0, resettable=True) is None
     unattended.on_task_end()  # the simulator's last word, latched
-    assert unattended.next(blind, 1.0, resettable=True) is Wish.START
+    assert unattended.next(blind, 1.0, resettable=True) is Wish.RESET
+    assert unattended.next(status(), 1.1, resettable=True) is None
+    assert not unattended.on_task_end()
+    assert unattended.next(status(), 1.2, resettable=True) is Wish.START
+    assert unattended.next(status(State.WAITING), 1.3, resettable=True) is Wish.RESET
+    assert unattended.saved == 0
+
+
+def test_in_lockstep_a_camera_that_no_scene_shows_is_an_error() -> None:
+    unattended = Unattended(LOCKSTEP)
+    blind = status(waiting_for=("camera top",))
+    unattended.on_task_end()
+    for _ in range(2):
+        assert unattended.next(blind, 0.0, resettable=True) is Wish.RESET
+        unattended.on_task_end()
+    assert unattended.next(blind, 0.0, resettable=True) is Wish.RESET
+    unattended.on_task_end()
+    with pytest.raises(DataError, match="3 scenes passed without camera top"):
+        unattended.next(blind, 0.0, resettable=True)
 
 
 def test_an_episode_that_a_fault_ended_is_recorded_again() -> None:

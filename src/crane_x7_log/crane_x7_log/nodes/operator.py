@@ -138,6 +138,8 @@ class Operator:
         if int(end["stamp_ns"]) < began:
             return
         self._scene = (int(end["seed"]), began)  # somebody may have chosen another by lift/reset
+        if self._config.lockstep:  # over before a recorder that came late was connected
+            self._scene_is_new, self._reset_asked_at = False, None
         if self._unattended.on_task_end():
             self._success = bool(end["success"])
 
