@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crane_x7_vla.backends.openvla_oft.config import (
-    ActionHeadConfig,
-    ImageAugConfig,
-    OpenVLAOFTConfig,
-    OpenVLAOFTSpecificConfig,
-)
+from crane_x7_vla.backends.openvla_oft.config import ActionHeadConfig, OpenVLAOFTConfig, OpenVLAOFTSpecificConfig
+from crane_x7_vla.backends.prismatic_config import ImageAugConfig
 
 BASE_DIRECTORY = Path(__file__).parents[1] / "models" / "openvla-oft-tiny"
 IMAGE_SIZE = 64
