@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from crane_x7_vla.models.heads import L1ActionHead, ProprioProjector
-from crane_x7_vla.models.prismatic import PrismaticConfig, PrismaticModel, insert_after_first, key_mask
+from crane_x7_vla.models.prismatic import (
+    PrismaticConfig,
+    PrismaticModel,
+    consecutive_rows,
+    insert_after_first,
+    key_mask,
+)
 
 ACTION_HEAD = "action_head"
 PROPRIO = "proprio_projector"
@@ -97,9 +103,7 @@ class OpenVLAOFT(PrismaticModel):
         count = sum(tokens.shape[1] for tokens in inserted)
         mask = None if attention_mask is None else key_mask(attention_mask, count)
         states = decoder(insert_after_first(text, *inserted), mask=mask)
-        first = prompt_length + (count - 1)
-        rows = first[:, None] + torch.arange(self.head.slots, device=first.device)
-        return states.gather(1, rows[..., None].expand(-1, -1, states.shape[2]))
+        return consecutive_rows(states, prompt_length + (count - 1), self.head.slots)
 
     def _language(self, text: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"] | None:
         """Mean embedding of the text, for FiLM; padding counts, the slots do not, as in the reference."""
