@@ -1,8 +1,9 @@
 """Between a published config.json and the dimensions of a trunk.
 
 OpenVLA's config.json names timm models and gives a sparse ``text_config``; what it leaves out are the defaults of
-``LlamaConfig``. Trunks of other sizes add ``timm_model_kwargs``, the arguments of ``timm.create_model`` that differ
-from the named model's.
+``LlamaConfig``. MiniVLA was not published in this layout; its ``text_config``, of model_type qwen2, states everything.
+Trunks of other sizes add ``timm_model_kwargs``, the arguments of ``timm.create_model`` that differ from the named
+model's.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ _LLAMA_DEFAULTS: Mapping[str, Any] = {
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
 }
+_QWEN_NEEDED = ("num_key_value_heads", *_LLAMA_DEFAULTS)
 
 
 def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -75,6 +78,27 @@ def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "openvla-7b": _published(
         224, {"vocab_size": 32064, "pad_token_id": 32000}, pad_token_id=32000, pad_to_multiple_of=64
+    ),
+    "minivla": _published(
+        224,
+        {
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 151643,
+        },
+        llm_backbone_id="qwen25-0_5b-extra",
+        hf_llm_id="Qwen/Qwen2.5-0.5B",
+        llm_max_length=32768,
+        pad_token_id=151643,
+        pad_to_multiple_of=64,
     ),
     "tiny": _published(
         64,
@@ -145,6 +169,16 @@ def _tower(timm: _Timm, changes: Mapping[str, Any], image_size: int) -> ViTConfi
 
 
 def _decoder(text_config: Mapping[str, Any]) -> DecoderConfig:
+    family = text_config.get("model_type", "llama")
+    if family not in ("llama", "qwen2"):
+        raise ValueError(f"text_config.model_type is {family!r}, expected llama or qwen2")
+    missing = [key for key in _QWEN_NEEDED if family == "qwen2" and key not in text_config]
+    if missing:
+        raise ValueError(f"text_config of model_type qwen2 lacks {', '.join(missing)}")
     values = {key: text_config.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
-    heads = text_config.get("num_key_value_heads", values["num_attention_heads"])
-    return DecoderConfig(**values, num_key_value_heads=heads)
+    return DecoderConfig(
+        **{key: value for key, value in values.items() if key != "tie_word_embeddings"},
+        num_key_value_heads=text_config.get("num_key_value_heads", values["num_attention_heads"]),
+        qkv_bias=family == "qwen2",
+        tied_embeddings=values["tie_word_embeddings"],
+    )

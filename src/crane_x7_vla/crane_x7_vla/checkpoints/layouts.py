@@ -61,11 +61,12 @@ class Assets:
 def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
     published = read_json(directory / CONFIG_FILE)
-    tokenizer = _read_tokenizer(directory / TOKENIZER_FILE)
+    tokenizer = read_tokenizer(directory / TOKENIZER_FILE)
     return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json; raises CheckpointError naming the file."""
     # What the Rust side raises says neither which file it was nor what to do.
     model = read_json(path).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
@@ -144,30 +145,33 @@ def read_tensors(
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(files.values())):
         shapes |= tensor_shapes(path)
-    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
-    missing = {key for key in expected if key not in shapes}
-    misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
-    if missing or unexpected or misshapen:
-        raise CheckpointError(
-            f"{source} does not fit this model: "
-            + "; ".join(
-                part
-                for part in (
-                    _listing("missing", missing),
-                    _listing("unexpected", unexpected),
-                    _listing(
-                        "of another shape",
-                        {f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in misshapen},
-                    ),
-                )
-                if part
-            )
-        )
+    require_fit(shapes, expected, dead=dead, source=source)
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys() if key in expected}  # noqa: SIM118
     return tensors
+
+
+def require_fit(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, dead: str | None, source: Path
+) -> None:
+    """Raise one CheckpointError that lists what ``shapes`` lacks of ``expected``, has beyond it or has otherwise.
+
+    dead: pattern of the keys that may lie there unused; they are the only ones ignored.
+    """
+    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
+    missing = {key for key in expected if key not in shapes}
+    misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
+    parts = (
+        _listing("missing", missing),
+        _listing("unexpected", unexpected),
+        _listing(
+            "of another shape", {f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in misshapen}
+        ),
+    )
+    if any(parts):
+        raise CheckpointError(f"{source} does not fit this model: " + "; ".join(part for part in parts if part))
 
 
 def _listing(what: str, names: Collection[str]) -> str:

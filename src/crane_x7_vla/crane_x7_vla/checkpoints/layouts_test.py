@@ -195,10 +195,30 @@ def test_openvla_7b_has_the_published_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) + unused == 7_541_237_184
 
 
+def test_minivla_has_the_published_parameters_of_its_parts() -> None:
+    """Qwen2.5-0.5B has 494,032,768 (its safetensors); the towers are those of openvla-7b."""
+    config = trunk_config(architecture("minivla"), source="minivla")
+    with torch.device("meta"):
+        model = PrismaticModel(config)
+    assert sum(parameter.numel() for parameter in model.language_model.parameters()) == 494_032_768
+    projector = 2176 * 8704 + 8704 + 8704 * 896 + 896 + 896 * 896 + 896
+    assert sum(parameter.numel() for parameter in model.projector.parameters()) == projector
+    assert config.towers == trunk_config(architecture("openvla-7b"), source="openvla-7b").towers
+
+
+def test_a_qwen2_config_must_say_its_dimensions() -> None:
+    sparse = {**architecture("minivla"), "text_config": {"model_type": "qwen2", "hidden_size": 896}}
+    with pytest.raises(CheckpointError, match="text_config of model_type qwen2 lacks num_key_value_heads, vocab_size"):
+        trunk_config(sparse, source="config.json")
+    phi = {**architecture("minivla"), "text_config": {"model_type": "phi"}}
+    with pytest.raises(CheckpointError, match=r"text_config\.model_type is 'phi', expected llama or qwen2"):
+        trunk_config(phi, source="config.json")
+
+
 def test_a_config_of_something_else_is_refused() -> None:
     with pytest.raises(CheckpointError, match="model_type is 'llama'"):
         trunk_config({"model_type": "llama"}, source="config.json")
     with pytest.raises(CheckpointError, match="unknown vision tower resnet50"):
         trunk_config({**architecture("tiny"), "timm_model_ids": ["resnet50", "x"]}, source="config.json")
-    with pytest.raises(ConfigError, match="expected one of openvla-7b, tiny"):
+    with pytest.raises(ConfigError, match="expected one of openvla-7b, minivla, tiny"):
         architecture("huge")

@@ -1,0 +1,105 @@
+"""Base models in every layout in which they are published, each found out from the files that lie there.
+
+A model directory of Hugging Face; a Prismatic run (``prismatic_native``); a folder of LoRA adapters, which names its
+own base model; a run of OpenVLA-OFT, merged or with ``lora_adapter/``, with FiLM or without (``component_files``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, base_model_of, is_adapter_folder
+from crane_x7_vla.checkpoints.base_model import hub_file, resolve_model
+from crane_x7_vla.checkpoints.component_files import film_backbone, is_film, read_film_backbone
+from crane_x7_vla.checkpoints.layouts import Assets
+from crane_x7_vla.checkpoints.lowrank import fold_adapters
+from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native
+from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.models.prismatic import PrismaticConfig
+
+_OFT_ADAPTERS = "lora_adapter"
+_VISION = r"vision_backbone\..*"
+_TOKENIZERS = {"llama2-7b-pure": "openvla/openvla-7b"}
+"""Where the tokenizer of a run's language model can be had without a licence; else at the model's own repository."""
+_EXTRA = tuple(f"<|extra_{index}|>" for index in range(256))
+
+
+def read_assets(directory: Path) -> Assets:
+    """What a base model has beside weights; raises CheckpointError naming the file that is missing or damaged."""
+    adapters = _adapters(directory)
+    if adapters is not None:
+        return read_assets(_base_of(adapters))
+    if not is_native(directory):
+        return layouts.read_assets(directory)
+    published = native_published(directory)
+    towers = len(published["timm_model_ids"])
+    return Assets(published, _native_tokenizer(directory, published), layouts.default_normalizations(towers))
+
+
+def read_trunk(directory: Path, config: PrismaticConfig, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Exactly the expected weights of a trunk, strictly; raises one CheckpointError that lists what does not fit.
+
+    expected: {key: shape}. Weights of FiLM among them are left out of what is returned where the base has no FiLM; a
+    base that has it where none is expected is an error.
+    """
+    film = film_backbone(directory)
+    if film is None:
+        return _read(directory, {key: shape for key, shape in expected.items() if not is_film(key)}, config)
+    if not any(is_film(key) for key in expected):
+        raise CheckpointError(
+            f"{film} is a vision backbone with FiLM, which this model has not; use the backend openvla-oft with "
+            "film.enabled: true"
+        )
+    vision = read_film_backbone(film)
+    wanted = {key: shape for key, shape in expected.items() if key.startswith("vision_backbone.")}
+    shapes = {key: tuple(value.shape) for key, value in vision.items()}
+    layouts.require_fit(shapes, wanted, dead=layouts.dead_keys(config), source=film)
+    rest = {key: shape for key, shape in expected.items() if key not in wanted}
+    return {**_read(directory, rest, config, dead=_VISION), **{key: vision[key] for key in wanted}}
+
+
+def _read(
+    directory: Path, expected: Mapping[str, tuple[int, ...]], config: PrismaticConfig, *, dead: str | None = None
+) -> dict[str, Tensor]:
+    dead = dead or layouts.dead_keys(config)
+    adapters = _adapters(directory)
+    if adapters is not None:
+        weights = _read(_base_of(adapters), expected, config, dead=dead)
+        fold_adapters(weights, adapters, dead=dead)
+        return weights
+    if is_native(directory):
+        return read_native(directory, expected, dead=dead)
+    return layouts.read_tensors(layouts.weight_files(directory), expected, dead=dead, source=directory)
+
+
+def _adapters(directory: Path) -> Path | None:
+    """The folder of adapters that ``directory`` is, or has in place of whole weights."""
+    if is_adapter_folder(directory):
+        return directory
+    whole = any((directory / name).is_file() for name in (layouts.INDEX_FILE, layouts.WEIGHTS_FILE))
+    inner = directory / _OFT_ADAPTERS
+    return inner if not whole and is_adapter_folder(inner) else None
+
+
+def _base_of(adapters: Path) -> Path:
+    name = base_model_of(adapters)
+    if name is None:
+        raise CheckpointError(f"{adapters / ADAPTER_CONFIG} names no base model; write it in base_model_name_or_path")
+    return resolve_model(name)
+
+
+def _native_tokenizer(directory: Path, published: Mapping[str, object]) -> Tokenizer:
+    """Runs bring no tokenizer: the one laid beside them, else that of their language model from the hub."""
+    path = directory / layouts.TOKENIZER_FILE
+    name = str(published["llm_backbone_id"])
+    if not path.is_file():
+        path = hub_file(_TOKENIZERS.get(name, str(published["hf_llm_id"])), layouts.TOKENIZER_FILE, beside=directory)
+    tokenizer = layouts.read_tokenizer(path)
+    if name.endswith("-extra") and tokenizer.token_to_id(_EXTRA[0]) is None:
+        tokenizer.add_tokens(list(_EXTRA))  # the run's action tokens (openvla-mini qwen25.py:60-69)
+    return tokenizer

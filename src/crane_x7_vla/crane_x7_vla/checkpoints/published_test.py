@@ -1,0 +1,410 @@
+"""Every published layout of a base model loads into the same trunk; the names are the references', never ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crane_x7_vla.checkpoints import layouts, prismatic_native
+from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
+from crane_x7_vla.checkpoints.published import read_assets, read_trunk
+from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
+from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.models import openvla_oft
+from crane_x7_vla.models.prismatic import PrismaticConfig, PrismaticModel
+
+torch.set_num_threads(1)
+GOLDEN = np.load(Path(openvla_oft.__file__).parent / "testdata" / "openvla_oft.npz")
+META = json.loads(str(GOLDEN["meta"]))
+KEYS: dict[str, list[int]] = json.loads(str(GOLDEN["plain_keys"]))
+FILM_KEYS: dict[str, list[int]] = json.loads(str(GOLDEN["film_keys"]))
+VOCABULARY = 320  # of the reference's 32064 rows; they are all alike
+BASE_VLM = "prism-dinosiglip-224px+7b"
+QWEN_VLM = "prism-qwen25-extra-dinosiglip-224px+0_5b"
+# What all-linear becomes on the published class (peft 0.11.1).
+PEFT_TARGETS = [
+    *("qkv", "proj", "fc1", "fc2", "fc3", "q", "kv"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
+]
+
+
+def published_config(**text: object) -> dict[str, object]:
+    towers = [dict(zip(("embed_dim", "depth", "num_heads"), META[name], strict=True)) for name in ("dino", "siglip")]
+    return {
+        **ARCHITECTURES["openvla-7b"],
+        "image_sizes": [META["image_size"]] * 2,
+        "text_config": {**META["text_config"], "vocab_size": VOCABULARY, **text},
+        "timm_model_kwargs": towers,
+    }
+
+
+QWEN = {"model_type": "qwen2", "num_key_value_heads": 2, "rope_theta": 1e6, "tie_word_embeddings": True}
+
+
+def random_weights(keys: dict[str, list[int]]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn([VOCABULARY if size == 32064 else size for size in shape], generator=generator) * 0.02
+        for key, shape in keys.items()
+    }
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    """All of OpenVLA's, dead ones too, by the names of the Hugging Face layout."""
+    return random_weights(KEYS)
+
+
+def write_hf(directory: Path, weights: dict[str, Tensor]) -> Path:
+    directory.mkdir(exist_ok=True)
+    assets = layouts.Assets(published_config(), small_tokenizer(), layouts.default_normalizations(2))
+    layouts.write_model(directory, tensors={"x": torch.zeros(1)}, assets=assets)  # for what lies beside the weights
+    save_file(weights, directory / "model.safetensors")
+    return directory
+
+
+def native_parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Back from the Hugging Face names to those that Prismatic trains with."""
+    vision, projector, llm = ({}, {}, {})
+    for key, value in weights.items():
+        part, rest = key.split(".", 1)
+        if part == "projector":
+            layer, kind = rest.split(".")
+            projector[f"projector.{2 * (int(layer[2]) - 1)}.{kind}"] = value
+        elif part == "language_model":
+            llm[f"llm.{rest}"] = value
+        else:
+            tower, name = rest.split(".", 1)
+            tower = {"featurizer": "dino_featurizer", "fused_featurizer": "siglip_featurizer"}[tower]
+            vision[f"{tower}.{name.replace('scale_factor', 'gamma')}"] = value
+    return {"vision_backbone": vision, "projector": projector, "llm_backbone": llm}
+
+
+def write_native(directory: Path, parts: dict[str, dict[str, Tensor]], base_vlm: str = BASE_VLM) -> Path:
+    (directory / "checkpoints").mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"vla": {"base_vlm": base_vlm, "use_wrist_image": False}}))
+    small_tokenizer().save(str(directory / "tokenizer.json"))
+    torch.save({"model": parts}, directory / "checkpoints" / "step-295000-epoch-40-loss=0.2200.pt")
+    return directory
+
+
+@pytest.fixture
+def small_base_vlms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose base models are as small as the golden one."""
+    vlms = {BASE_VLM: published_config(), QWEN_VLM: {**published_config(**QWEN), "llm_backbone_id": "x-extra"}}
+    monkeypatch.setattr(prismatic_native, "BASE_VLMS", vlms)
+
+
+def trunk(directory: Path, *, film: bool = False) -> tuple[PrismaticConfig, dict[str, tuple[int, ...]]]:
+    assets = read_assets(directory)
+    config = trunk_config(assets.published, source=str(directory))
+    if film:
+        config = config.with_film()
+    with torch.device("meta"):
+        return config, layouts.shapes_of(PrismaticModel(config))
+
+
+def read(directory: Path, *, film: bool = False) -> dict[str, Tensor]:
+    config, expected = trunk(directory, film=film)
+    return read_trunk(directory, config, expected)
+
+
+def adapters(names: list[str], weights: dict[str, Tensor], *, rank: int = 4) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) of each layer, shaped as peft shapes them for linear layers and convolutions."""
+    generator = torch.Generator().manual_seed(1)
+
+    def pair(weight: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, *inputs = weight.shape
+        b = torch.randn(outputs, rank, *[1] * (len(inputs) - 1), generator=generator)
+        return torch.randn(rank, *inputs, generator=generator) * 0.1, b * 0.1
+
+    return {name: pair(weights[f"{name}.weight"]) for name in names}
+
+
+def all_linear(weights: dict[str, Tensor]) -> list[str]:
+    layers = [
+        key.removesuffix(".weight") for key, value in weights.items() if key.endswith(".weight") and value.ndim > 1
+    ]
+    return [name for name in layers if name.rsplit(".", 1)[-1] in PEFT_TARGETS]
+
+
+def updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """By the definition, an output channel at a time."""
+    rows = [torch.einsum("r,ri->i", row.flatten(), a.flatten(1)) for row in b]
+    return weight + scale * torch.stack(rows).reshape(weight.shape)
+
+
+def write_adapters(folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], base: Path, **settings: object) -> Path:
+    folder.mkdir(parents=True)
+    halves: dict[str, Tensor] = {}
+    for name, (a, b) in pairs.items():
+        halves[f"base_model.model.{name}.lora_A.weight"] = a.clone()
+        halves[f"base_model.model.{name}.lora_B.weight"] = b.clone()
+    save_file(halves, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 2,
+        "bias": "none",
+        "target_modules": PEFT_TARGETS,
+        "base_model_name_or_path": str(base),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+def test_a_hugging_face_directory_gives_its_weights(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    found = read(write_hf(tmp_path, weights))
+    assert len(found) > 50
+    assert all(torch.equal(value, weights[key]) for key, value in found.items())
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_prismatic_run_gives_the_same_trunk_as_its_conversion(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    converted = read(write_hf(tmp_path / "hf", weights))
+    native = read(write_native(tmp_path / "run", native_parts(weights)))
+    assert set(native) == set(converted)
+    assert all(torch.equal(native[key], value) for key, value in converted.items())
+    assets = read_assets(tmp_path / "run")
+    assert assets.normalizations == layouts.default_normalizations(2)
+    assert assets.tokenizer.encode("red").ids == small_tokenizer().encode("red").ids
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_of_several_checkpoints_the_latest_is_read(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    run = write_native(tmp_path / "run", native_parts(weights))
+    torch.save({"model": {}}, run / "checkpoints" / "step-001000-epoch-00-loss=9.0000.pt")
+    assert read(run)
+    later = {key: value + 1 for key, value in weights.items()}
+    torch.save({"model": native_parts(later)}, run / "checkpoints" / "latest-checkpoint.pt")
+    assert torch.equal(read(run)["projector.fc1.bias"], later["projector.fc1.bias"])
+
+
+def qwen_parts() -> dict[str, dict[str, Tensor]]:
+    """A MiniVLA run: grouped keys, biases, tied embeddings under both names (Qwen2ForCausalLM's)."""
+    keys = dict(KEYS)
+    width, key_width = META["text_config"]["hidden_size"], META["text_config"]["hidden_size"] // 2
+    for key in KEYS:
+        if match := re.fullmatch(r"(language_model\.model\.layers\.\d+\.self_attn\.([qkv])_proj)\.weight", key):
+            size = width if match[2] == "q" else key_width
+            keys |= {key: [size, width], f"{match[1]}.bias": [size]}
+    weights = random_weights(keys)
+    weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"]
+    return native_parts(weights)
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_minivla_run_loads_with_its_tied_embeddings_and_action_tokens(tmp_path: Path) -> None:
+    parts = qwen_parts()
+    run = write_native(tmp_path / "run", parts, QWEN_VLM)
+    found = read(run)
+    llm = parts["llm_backbone"]
+    assert "language_model.lm_head.weight" not in found
+    assert torch.equal(found["language_model.model.embed_tokens.weight"], llm["llm.model.embed_tokens.weight"])
+    bias = "layers.0.self_attn.k_proj.bias"
+    assert torch.equal(found[f"language_model.model.{bias}"], llm[f"llm.model.{bias}"])
+    tokenizer = read_assets(run).tokenizer
+    before = small_tokenizer().get_vocab_size()
+    assert [tokenizer.token_to_id(f"<|extra_{index}|>") for index in (0, 255)] == [before, before + 255]
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_minivla_run_whose_matrices_came_apart_is_refused(tmp_path: Path) -> None:
+    parts = qwen_parts()
+    parts["llm_backbone"]["llm.lm_head.weight"] = parts["llm_backbone"]["llm.lm_head.weight"] + 1
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from llm\.model\.embed_tokens\.weight"):
+        read(write_native(tmp_path / "run", parts, QWEN_VLM))
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_run_is_read_strictly(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    parts = native_parts(weights)
+    del parts["projector"]["projector.4.bias"]
+    parts["projector"]["projector.6.bias"] = torch.zeros(3)
+    parts["vision_backbone"]["dino_featurizer.pos_embed"] = torch.zeros(1, 9, 32)
+    parts["llm_backbone"]["llm.model.rotary.inv_freq"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as caught:
+        read(write_native(tmp_path / "run", parts))
+    for part in (
+        "1 missing: projector.fc3.bias",
+        "2 unexpected: language_model.model.rotary.inv_freq, projector.projector.6.bias",
+        "1 of another shape: vision_backbone.featurizer.pos_embed [1, 9, 32] instead of [1, 16, 32]",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_run_without_its_frozen_vision_backbone_says_what_to_do(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    parts = native_parts(weights)
+    del parts["vision_backbone"]
+    with pytest.raises(CheckpointError, match=r"has no vision_backbone: .* convert_openvla_weights_to_hf\.py"):
+        read(write_native(tmp_path / "run", parts))
+
+
+def test_a_run_of_an_unknown_base_is_named(tmp_path: Path) -> None:
+    run = write_native(tmp_path / "run", {}, "phi-2+3b")
+    with pytest.raises(CheckpointError, match=r"vla\.base_vlm is 'phi-2\+3b'; expected one of prism-dinosiglip-224px"):
+        read_assets(run)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json names no vla\.base_vlm"):
+        read_assets(run)
+
+
+def test_runs_use_llama_with_its_own_epsilon_and_the_conversion_does_not() -> None:
+    native = trunk_config(prismatic_native.BASE_VLMS[BASE_VLM], source="run")
+    assert native.decoder.rms_norm_eps == 1e-5
+    assert trunk_config(architecture("openvla-7b"), source="hf").decoder.rms_norm_eps == 1e-6
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or cut off"),
+        (lambda path: path.write_bytes(b""), "is damaged or cut off"),
+        (lambda path: torch.save({"model": Path("x")}, path), "holds more than tensors and plain values"),
+        (lambda path: torch.save([1, 2], path), "is a list; expected a dictionary"),
+        (lambda path: torch.save({"weights": {}}, path), "has no 'model'"),
+        (lambda path: torch.save({"model": {"vision_backbone": {"x": 3}}}, path), "is not a dictionary of tensors"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(
+    tmp_path: Path, weights: dict[str, Tensor], spoil: Callable[[Path], None], said: str
+) -> None:
+    run = write_native(tmp_path / "run", native_parts(weights))
+    (path,) = (run / "checkpoints").glob("*.pt")
+    spoil(path)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))}.* {said}"):
+        read(run)
+
+
+def test_adapters_with_the_published_targets_are_folded_into_their_base(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    pairs = adapters(all_linear(weights), weights)
+    assert {"vision_backbone.featurizer.patch_embed.proj", "language_model.lm_head"} < set(pairs)
+    assert "vision_backbone.fused_featurizer.attn_pool.kv" in pairs
+    found = read(write_adapters(tmp_path / "adapters", pairs, base))
+    for key, value in found.items():
+        pair = pairs.get(key.removesuffix(".weight"))
+        torch.testing.assert_close(value, weights[key] if pair is None else updated(weights[key], *pair, 0.5))
+    assert read_assets(tmp_path / "adapters").published == read_assets(base).published
+
+
+def test_rank_stabilised_adapters_have_their_own_scale(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    pairs = adapters(all_linear(weights), weights)
+    found = read(write_adapters(tmp_path / "adapters", pairs, base, use_rslora=True))
+    expected = updated(weights["projector.fc2.weight"], *pairs["projector.fc2"], 1.0)
+    torch.testing.assert_close(found["projector.fc2.weight"], expected)
+
+
+def test_adapters_that_miss_a_layer_or_do_not_fit_are_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    pairs = adapters(all_linear(weights), weights)
+    del pairs["projector.fc2"]
+    pairs["projector.fc9"] = pairs["projector.fc3"]
+    pairs["projector.fc1"] = (pairs["projector.fc1"][0], torch.zeros(7, 4))
+    with pytest.raises(CheckpointError) as caught:
+        read(write_adapters(tmp_path / "adapters", pairs, base))
+    for part in (
+        "2 missing: projector.fc2.lora_A.weight, projector.fc2.lora_B.weight",
+        "2 unexpected: projector.fc9.lora_A.weight, projector.fc9.lora_B.weight",
+        "1 of another shape: projector.fc1.lora_B.weight [7, 4] instead of [320, 4]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    pairs = adapters(all_linear(weights), weights)
+    with pytest.raises(CheckpointError, match=r"use_dora.* expected plain LoRA adapters"):
+        read(write_adapters(tmp_path / "adapters", pairs, base, use_dora=True))
+
+
+def write_film(directory: Path, *, live: bool) -> dict[str, Tensor]:
+    """The file of a vision backbone with FiLM as openvla-oft saves it; what our vision weights must be."""
+    vision = {
+        key.removeprefix("vision_backbone."): value
+        for key, value in random_weights(FILM_KEYS).items()
+        if key.startswith("vision_backbone.")
+    }
+    expected = {key.replace(".block.", "."): value for key, value in vision.items()}
+    if live:
+        film = (".scale", ".shift")
+        pairs = adapters([name for name in all_linear(vision) if not name.endswith(film)], vision, rank=32)
+        assert len(pairs) > 20
+        for name, (a, b) in pairs.items():
+            vision[f"{name}.base_layer.weight"] = vision.pop(f"{name}.weight")
+            vision[f"{name}.lora_A.default.weight"], vision[f"{name}.lora_B.default.weight"] = a, b
+            if f"{name}.bias" in vision:
+                vision[f"{name}.base_layer.bias"] = vision.pop(f"{name}.bias")
+            key = f"{name}.weight".replace(".block.", ".")
+            expected[key] = updated(expected[key], a, b, 16 / 32)
+    torch.save(
+        {f"module.{key}": value for key, value in vision.items()}, directory / "vision_backbone--50_checkpoint.pt"
+    )
+    return expected
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_vision_backbone_with_film_takes_the_place_of_the_model_files(
+    tmp_path: Path, weights: dict[str, Tensor], live: bool
+) -> None:
+    expected = write_film(write_hf(tmp_path, weights), live=live)
+    found = read(tmp_path, film=True)
+    assert "vision_backbone.featurizer.blocks.0.scale.weight" in found
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key] if key.startswith("vision_") else weights[key])
+
+
+def test_half_of_an_adapter_in_the_vision_backbone_is_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    write_film(write_hf(tmp_path, weights), live=True)
+    path = tmp_path / "vision_backbone--50_checkpoint.pt"
+    state = torch.load(path)
+    del state["module.vision_backbone.featurizer.blocks.1.block.attn.qkv.lora_B.default.weight"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"1 missing: .*blocks\.1\.block\.attn\.qkv\.lora_B"):
+        read(tmp_path, film=True)
+
+
+def test_a_vision_backbone_with_film_is_not_left_aside(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    write_film(write_hf(tmp_path, weights), live=False)
+    with pytest.raises(CheckpointError, match=r"vision_backbone--50_checkpoint\.pt .* film\.enabled: true"):
+        read(tmp_path)
+
+
+def test_a_base_without_film_gives_everything_else(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    write_hf(tmp_path, weights)
+    assert set(read(tmp_path, film=True)) == set(read(tmp_path))
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_a_run_of_openvla_oft_that_was_not_merged_is_read_through_its_adapters(
+    tmp_path: Path, weights: dict[str, Tensor], film: bool
+) -> None:
+    base, run = write_hf(tmp_path / "base", weights), tmp_path / "run"
+    pairs = adapters(all_linear(weights), weights)
+    saved = {
+        re.sub(r"(blocks\.\d+)\.", r"\1.block.", f"vision_backbone.{name}") if film and "vision" in name else name: pair
+        for name, pair in pairs.items()
+    }
+    write_adapters(run / "lora_adapter", saved, base)
+    if film:
+        vision = write_film(run, live=True)
+    found = read(run, film=film)
+    torch.testing.assert_close(
+        found["projector.fc2.weight"], updated(weights["projector.fc2.weight"], *pairs["projector.fc2"], 0.5)
+    )
+    name = "vision_backbone.featurizer.blocks.0.attn.qkv"
+    expected = vision[f"{name}.weight"] if film else updated(weights[f"{name}.weight"], *pairs[name], 0.5)
+    torch.testing.assert_close(found[f"{name}.weight"], expected)
