@@ -75,6 +75,11 @@ def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> 
     }
 
 
+_TINY_TOWERS = [
+    {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0, "init_values": 1.0},
+    {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0},
+]
+
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "openvla-7b": _published(
         224, {"vocab_size": 32064, "pad_token_id": 32000}, pad_token_id=32000, pad_to_multiple_of=64
@@ -112,10 +117,28 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         },
         pad_token_id=4,
         pad_to_multiple_of=64,
-        timm_model_kwargs=[
-            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0, "init_values": 1.0},
-            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0},
-        ],
+        timm_model_kwargs=_TINY_TOWERS,
+    ),
+    "minivla-tiny": _published(
+        64,
+        {
+            "model_type": "qwen2",
+            "vocab_size": 576,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+        llm_backbone_id="qwen25-0_5b-extra",
+        hf_llm_id="Qwen/Qwen2.5-0.5B",
+        pad_token_id=0,
+        pad_to_multiple_of=64,
+        timm_model_kwargs=_TINY_TOWERS,
     ),
 }
 """config.json of the trunks that can be made from random weights."""
