@@ -39,6 +39,8 @@ LEAVES = [
     "crane_x7_vla.config.base",
     "crane_x7_vla.config.schema",
     "crane_x7_vla.backends",
+    "crane_x7_vla.backends.prismatic_config",
+    "crane_x7_vla.backends.openvla.config",
     "crane_x7_vla.backends.openvla_oft.config",
     "crane_x7_vla.training.arguments",
     "crane_x7_vla.training.cli",

@@ -25,6 +25,12 @@ class BackendEntry:
 
 
 BACKENDS: Mapping[str, BackendEntry] = {
+    "openvla": BackendEntry(
+        package="openvla",
+        config="OpenVLAConfig",
+        backend="OpenVLABackend",
+        summary="OpenVLA: one action at a time, written as tokens of the language model",
+    ),
     "openvla-oft": BackendEntry(
         package="openvla_oft",
         config="OpenVLAOFTConfig",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from crane_x7_vla.backends.base import Batch, Sample
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.robot import RobotSpec
@@ -47,14 +50,10 @@ class ActionUnits:
         self.robot = robot
         self.action_range = value_range(statistics.action, normalization, span_floor=span_floor)
         self._state_range = value_range(statistics.state, normalization, span_floor=span_floor)
-        self._normalization = normalization
+        self._clips = normalization == "bounds_q99"
+        self._bounded = normalization != "zscore"
         self._relative = action_form == "relative"
         self._action_source = action_source
-
-    @property
-    def clips(self) -> bool:
-        """Whether labels are held within [-1, 1]: with percentiles, which leave some data outside."""
-        return self._normalization == "bounds_q99"
 
     def check(self, observation: Observation) -> None:
         """Raise DataError where the observation is not of this robot."""
@@ -66,10 +65,15 @@ class ActionUnits:
 
     def state(self, observation: Observation) -> np.ndarray:
         """float32 [S]: the measured state in model units."""
-        return normalize_state(observation.state, self._state_range, clip=self._normalization != "zscore")
+        return normalize_state(observation.state, self._state_range, clip=self._bounded)
 
-    def labels(self, observation: Observation, actions: np.ndarray, *, action_horizon: int) -> np.ndarray:
-        """Absolute targets float32 [T, A] rad to model units. Raises DataError for a chunk of another shape."""
+    def labels(
+        self, observation: Observation, actions: np.ndarray, *, action_horizon: int, is_pad: np.ndarray | None
+    ) -> Sample:
+        """labels float32 [T, A] in model units of absolute targets [T, A] rad, and is_pad bool [T].
+
+        Percentiles leave some data outside [-1, 1], which is clipped. Raises DataError for a chunk of another shape.
+        """
         expected = (action_horizon, self.robot.size)
         if actions.shape != expected:
             raise DataError(
@@ -78,15 +82,29 @@ class ActionUnits:
         if self._relative:
             actions = relative_to(actions, observation.state, self.robot.gripper_index)
         labels = normalize(actions, self.action_range)
-        return np.clip(labels, -1, 1) if self.clips else labels
+        if self._clips:
+            labels = np.clip(labels, -1, 1)
+        padded = np.zeros(len(actions), dtype=np.bool_) if is_pad is None else is_pad
+        return {"labels": torch.from_numpy(labels), "is_pad": torch.from_numpy(padded)}
 
-    def targets(self, values: np.ndarray, observations: Sequence[Observation]) -> np.ndarray:
+    def half_span(self, device: torch.device) -> Tensor:
+        """float32 [A]: rad per model unit (the gripper's too)."""
+        return torch.from_numpy(self.action_range.half_span).to(device)
+
+    def clipped_share(self, batch: Batch) -> dict[str, Tensor]:
+        """{"clipped": share of the label entries that lie at or beyond the range}; nothing where none are clipped."""
+        if not self._clips:
+            return {}
+        keep = ~batch["is_pad"]
+        return {"clipped": (batch["labels"].abs() >= 1)[keep].float().mean()}
+
+    def targets(self, values: Tensor, observations: Sequence[Observation]) -> np.ndarray:
         """Model units [b, T, A] to absolute targets float32 [b, T, A] rad.
 
         A relative chunk is added to the state where the model learnt commanded targets, and to the target in force
         where it learnt next states: an arm that sags would sink with every step otherwise.
         """
-        actions = unnormalize(values, self.action_range)
+        actions = unnormalize(values.detach().float().cpu().numpy(), self.action_range)
         if not self._relative:
             return actions
         anchors = np.stack([self._anchor(observation) for observation in observations])

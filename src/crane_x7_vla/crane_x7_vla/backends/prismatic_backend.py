@@ -61,6 +61,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         """The ``components`` by name, with random weights."""
         return {}
 
+    def bare(self, model: nn.Module) -> Model:
+        """The family's model inside what adapters or the trainer wrapped around it, adapters left in place."""
+        return next(module for module in model.modules() if isinstance(module, self.model_class))
+
     def build(self) -> nn.Module:
         """The base model with fresh components (unless the base brings some that fit), adapters added.
 

@@ -5,10 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from crane_x7_vla.config.base import ActionForm, VLAConfig, require, require_choice
+from crane_x7_vla.config.base import ActionForm, TrainingConfig, VLAConfig, require, require_choice
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.transforms.action import Normalization
 from crane_x7_vla.transforms.prompt import OPENVLA_PROMPT, PLACEHOLDER
+
+LINEAR_LAYERS = (
+    "qkv",
+    "proj",
+    "fc1",
+    "fc2",
+    "fc3",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+"""Layers of towers, projector and decoder."""
+TINY_TRAINING = TrainingConfig(
+    batch_size=4, max_steps=20, learning_rate=1e-3, mixed_precision="no", device="cpu", save_interval=10
+)
+"""Training of tiny configs: seconds on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +74,7 @@ class PrismaticSettings:
     """Scale of the adapters: their product is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
-    lora_target: tuple[str, ...] = (
-        "qkv",
-        "proj",
-        "fc1",
-        "fc2",
-        "fc3",
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_target: tuple[str, ...] = LINEAR_LAYERS
     """Names of the layers that get adapters, in towers, projector and language model."""
     trained_modules: tuple[str, ...] = ()
     """Modules trained in full beside the adapters; * matches any text, as in language_model.model.layers.*norm."""

@@ -21,6 +21,7 @@ from crane_x7_vla.transforms.image import Augmentation, model_image
 from crane_x7_vla.transforms.prompt import prompt_text
 from crane_x7_vla.types import Observation
 
+LLAMA_BOS_TOKEN_ID = 1
 _PAD_TOKEN_ID = 0
 _LONGEST_INSTRUCTION = 1000  # characters; attention over what somebody pasted would take memory without end
 _KEPT_PROMPTS = 256

@@ -47,8 +47,9 @@ def add_adapters(
     for any text. without: modules that never get adapters. Raises ConfigError for a name that fits nothing.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    excluded = _pattern(dict.fromkeys([*without, *trained]))
-    layers = [name for name in layers if not re.fullmatch(excluded, name)]
+    whole = dict.fromkeys([*without, *trained])
+    excluded = _pattern(whole) if whole else None
+    layers = [name for name in layers if excluded is None or not re.fullmatch(excluded, name)]
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):

@@ -128,6 +128,19 @@ def test_the_documented_python_api_makes_the_same_config() -> None:
         "data_root": "./data/tfrecord_logs"}}) == config  # fmt: skip
 
 
+def test_the_documented_python_api_of_openvla() -> None:
+    from crane_x7_vla.config.openvla_config import OpenVLAConfig, OpenVLASpecificConfig
+
+    config = OpenVLAConfig(
+        backend="openvla",
+        data=DataConfig(data_root="./data/tfrecord_logs", cameras=(CameraConfig(name="primary"),)),
+        experiment_name="my_experiment",
+        openvla=OpenVLASpecificConfig(model_id="openvla/openvla-7b", use_lora=True, lora_rank=32),
+    )
+    documented = {"backend": "openvla", "experiment_name": "my_experiment", "backend_config": {"lora_rank": 32}}
+    assert load_config({**documented, "data": {"data_root": "./data/tfrecord_logs"}}) == config
+
+
 @pytest.mark.parametrize(
     ("mapping", "path", "value"),
     [
@@ -171,7 +184,7 @@ def test_other_spellings_are_read(mapping: dict[str, Any], path: str, value: obj
         ({"data": {"cameras": [{"nam": "x"}]}}, "unknown key 'data.cameras[0].nam'; expected one of name, topic"),
         ({"data": {"cameras": [{"name": "a", "width": "w"}]}}, "data.cameras[0].width is 'w'; expected an integer"),
         ({"data": {"train_split": 0.95, "val_split": 0.1}}, "at most 0.9"),
-        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla-oft"),
+        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla, openvla-oft"),
         ({"backend": 3}, "backend is 3"),
         ({"backend": None}, "names no backend"),
         ({3: 4}, "key 3 is not text"),

@@ -69,11 +69,9 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
         labels, keep = batch["labels"], (~batch["is_pad"]).float()[..., None]
         error = (self._forward(model, batch).float() - labels).abs() * keep
         entries = keep.sum() * labels.shape[-1]
-        scale = torch.from_numpy(self.processor.units.action_range.half_span).to(labels.device)
         with torch.no_grad():
-            metrics = {"action_l1_rad": (error * scale).sum() / entries}
-            if self.processor.units.clips:
-                metrics["clipped"] = ((labels.abs() >= 1).float() * keep).sum() / entries
+            metrics = {"action_l1_rad": (error * self.processor.units.half_span(labels.device)).sum() / entries}
+            metrics |= self.processor.units.clipped_share(batch)
         return Loss(error.sum() / entries, metrics)
 
     def predict(

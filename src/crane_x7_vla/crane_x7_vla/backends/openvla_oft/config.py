@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from crane_x7_vla.backends.prismatic_config import PrismaticSettings, PrismaticVLAConfig
+from crane_x7_vla.backends.prismatic_config import TINY_TRAINING, PrismaticSettings, PrismaticVLAConfig
 from crane_x7_vla.config.base import (
     PRIMARY_CAMERA,
     WRIST_CAMERA,
     CameraConfig,
     DataConfig,
-    TrainingConfig,
     require,
 )
 from crane_x7_vla.errors import ConfigError
@@ -114,9 +113,7 @@ class OpenVLAOFTConfig(PrismaticVLAConfig):
     def tiny(cls) -> OpenVLAOFTConfig:
         """Random weights of a model that trains in seconds on a CPU; for tests and for making a small base."""
         return cls(
-            training=TrainingConfig(
-                batch_size=4, max_steps=20, learning_rate=1e-3, mixed_precision="no", device="cpu", save_interval=10
-            ),
+            training=TINY_TRAINING,
             openvla_oft=OpenVLAOFTSpecificConfig(
                 model_id=None,
                 architecture="tiny",

@@ -11,6 +11,7 @@ from torch import Tensor
 from crane_x7_vla.backends.base import Batch, Sample
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.backends.prismatic_processor import (
+    LLAMA_BOS_TOKEN_ID,
     CameraImages,
     Prompts,
     action_units,
@@ -22,7 +23,6 @@ from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.types import Observation
 
-BOS_TOKEN_ID = 1
 # What the slots hold is zeroed by the model; the reference fills them with id 1 too (modeling_prismatic.py:734-755).
 _SLOT_TOKEN_ID = 1
 
@@ -44,7 +44,9 @@ class OpenVLAOFTProcessor:
         tokens = {"empty_token_id": settings.empty_token_id, "stop_token_id": settings.stop_token_id}
         check_vocabulary(assets, {f"openvla_oft.{name}": token for name, token in tokens.items()})
         self._images = CameraImages(config.cameras, assets=assets, image_aug=settings.image_aug)
-        self._prompts = Prompts(settings.prompt, assets.tokenizer, start=[BOS_TOKEN_ID], end=settings.empty_token_id)
+        self._prompts = Prompts(
+            settings.prompt, assets.tokenizer, start=[LLAMA_BOS_TOKEN_ID], end=settings.empty_token_id
+        )
         slots = torch.full((settings.action_horizon * robot.size,), _SLOT_TOKEN_ID)
         self._answer = torch.cat([slots, torch.tensor([settings.stop_token_id])])
 
@@ -68,9 +70,8 @@ class OpenVLAOFTProcessor:
         if self._settings.proprio.enabled:
             sample["proprio"] = torch.from_numpy(self.units.state(observation))
         if actions is not None:
-            labels = self.units.labels(observation, actions, action_horizon=self._settings.action_horizon)
-            padded = np.zeros(len(actions), dtype=np.bool_) if is_pad is None else is_pad
-            sample |= {"labels": torch.from_numpy(labels), "is_pad": torch.from_numpy(padded)}
+            horizon = self._settings.action_horizon
+            sample |= self.units.labels(observation, actions, action_horizon=horizon, is_pad=is_pad)
         return sample
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -79,4 +80,4 @@ class OpenVLAOFTProcessor:
 
     def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
         """See ``Processor.decode``."""
-        return self.units.targets(prediction.detach().float().cpu().numpy(), observations)
+        return self.units.targets(prediction, observations)
