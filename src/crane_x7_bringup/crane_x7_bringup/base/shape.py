@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crane_x7_vla.backends.openvla_oft.config import ActionHeadConfig, OpenVLAOFTConfig, OpenVLAOFTSpecificConfig
+from crane_x7_vla.backends.openvla_oft.config import (
+    ActionHeadConfig,
+    FilmConfig,
+    OpenVLAOFTConfig,
+    OpenVLAOFTSpecificConfig,
+)
 from crane_x7_vla.backends.prismatic_config import ImageAugConfig
 
 BASE_DIRECTORY = Path(__file__).parents[1] / "models" / "openvla-oft-tiny"
@@ -24,6 +29,7 @@ def base_config() -> OpenVLAOFTConfig:
             model_id=None,
             use_lora=False,
             action_horizon=HORIZON,
+            film=FilmConfig(enabled=False),
             action_head=HEAD,
             empty_token_id=EMPTY_TOKEN_ID,
             stop_token_id=STOP_TOKEN_ID,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -19,7 +19,11 @@ from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTERS
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
+from crane_x7_vla.checkpoints.component_files import find_component, read_component
+from crane_x7_vla.checkpoints.published import read_assets, read_trunk
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
+from crane_x7_vla.checkpoints.torch_files import shapes_in
+from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticModel
@@ -49,7 +53,7 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
             directory = resolve_model(settings.model_id)
         self.base = directory
         self._base_fingerprint = ""  # known once the base is read
-        self.assets = _random_assets(settings.architecture) if directory is None else layouts.read_assets(directory)
+        self.assets = _random_assets(settings.architecture) if directory is None else read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
         self.trunk = trunk_config(self.assets.published, source=source)
 
@@ -57,8 +61,8 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     def new_model(self) -> Model:
         """The model with random weights."""
 
-    def new_components(self) -> Mapping[str, nn.Module]:
-        """The ``components`` by name, with random weights."""
+    def new_components(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Weights of the ``components`` before any training, by name and the component's own keys."""
         return {}
 
     def bare(self, model: nn.Module) -> Model:
@@ -106,7 +110,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
 
     def _trained(self) -> tuple[str, ...]:
         """Names of what is trained in full: the components, and what the config adds."""
-        return tuple(dict.fromkeys((*self.components, *self.config.settings.trained_modules)))
+        return tuple(dict.fromkeys((*self._component_modules(), *self.config.settings.trained_modules)))
+
+    def _component_modules(self) -> tuple[str, ...]:
+        return tuple(module for name in self.components for module in layouts.component_modules(name))
 
     def _prepare(self, model: Model, *, adapters: bool = True) -> nn.Module:
         settings = self.config.settings
@@ -120,7 +127,7 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
                 dropout=settings.lora_dropout,
                 targets=settings.lora_target,
                 trained=self._trained(),
-                without=self.components,
+                without=self._component_modules(),
                 base_model=self._base_name(),
                 seed=self.config.seed,
             )
@@ -151,41 +158,51 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     def _from_base(self, base: Path, *, quiet: bool = False) -> Model:
         """The base's trunk, strictly, with its components where they fit; else new ones."""
         model = self._skeleton()
-        weights = self._trunk_weights(base, model)
+        shapes = layouts.shapes_of(model)
+        weights = read_trunk(base, self.trunk, self._outside(shapes, (c for c in self.components if c != layouts.FILM)))
         self._base_fingerprint = layouts.fingerprint(weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             fresh = self.new_components()
         for name, component in fresh.items():
-            part = _component_or_new(base, name, component, quiet=quiet)
-            weights |= {f"{name}.{key}": value for key, value in part.items()}
+            keys = layouts.component_keys(name, shapes)
+            if not weights.keys() >= set(keys.values()):  # a vision backbone with FiLM brings it along
+                part = _component_or_new(base, name, component, quiet=quiet)
+                weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
 
     def _read(self, directory: Path) -> Model:
         """A whole model of ours: trunk and components, all strictly."""
         model = self._skeleton()
-        weights = self._trunk_weights(directory, model)
         shapes = layouts.shapes_of(model)
+        weights = layouts.read_tensors(
+            layouts.weight_files(directory),
+            self._outside(shapes, self.components),
+            dead=layouts.dead_keys(self.trunk),
+            source=directory,
+        )
         for name in self.components:
             path = layouts.component_file(directory, name)
-            expected = {
-                key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")
-            }
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{directory} lacks {path.name}; copy the model again, or, if it was trained without that part, "
+                    f"switch it off in its {CONFIG_NAME}"
+                )
+            keys = layouts.component_keys(name, shapes)
+            expected = {own: shapes[key] for own, key in keys.items()}
             files = dict.fromkeys(layouts.tensor_shapes(path), path)
             part = layouts.read_tensors(files, expected, dead=None, source=path)
-            weights |= {f"{name}.{key}": value for key, value in part.items()}
+            weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
 
     def _skeleton(self) -> Model:
         with torch.device("meta"):
             return self.new_model()
 
-    def _trunk_weights(self, directory: Path, model: Model) -> dict[str, Tensor]:
-        prefixes = tuple(f"{name}." for name in self.components)
-        expected = {key: shape for key, shape in layouts.shapes_of(model).items() if not key.startswith(prefixes)}
-        return layouts.read_tensors(
-            layouts.weight_files(directory), expected, dead=layouts.dead_keys(self.trunk), source=directory
-        )
+    def _outside(self, shapes: Mapping[str, tuple[int, ...]], components: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Those of ``shapes`` that belong to none of the components."""
+        inside = {key for name in components for key in layouts.component_keys(name, shapes).values()}
+        return {key: shape for key, shape in shapes.items() if key not in inside}
 
     def _assign(self, model: Model, weights: dict[str, Tensor]) -> Model:
         model.load_state_dict(weights, strict=True, assign=True)
@@ -205,22 +222,25 @@ def _random_assets(name: str) -> layouts.Assets:
     return layouts.Assets(published, small_tokenizer(), layouts.default_normalizations(towers))
 
 
-def _component_or_new(base: Path, name: str, fresh: nn.Module, *, quiet: bool) -> dict[str, Tensor]:
-    """Weights of a part from the base where it is there and fits, else those of ``fresh``. quiet: do not say which."""
-    path = layouts.component_file(base, name)
-    shapes, expected = layouts.tensor_shapes(path) if path.is_file() else {}, layouts.shapes_of(fresh)
+def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, quiet: bool) -> Mapping[str, Tensor]:
+    """Weights of a part from the base where it is there and fits, else ``fresh``. quiet: do not say which."""
+    path = find_component(base, name)
+    if path is None:
+        if not quiet:
+            logger.info("%s: %s has none, so it is trained anew", name, base)
+        return fresh
+    found = read_component(path)
+    shapes, expected = shapes_in(found), shapes_in(fresh)
     if shapes == expected:
         if not quiet:
             logger.info("%s: weights of %s", name, path)
-        return layouts.read_tensors(dict.fromkeys(shapes, path), expected, dead=None, source=path)
-    if shapes and not quiet:
+        return found
+    if not quiet:
         logger.warning(
-            "%s of the base does not fit (%s: %s) and is left aside: it is trained anew, from random weights",
+            "%s of the base does not fit (%s: %s) and is left aside: it is trained anew",
             name, path, _difference(shapes, expected),
         )  # fmt: skip
-    elif not quiet:
-        logger.info("%s: %s has none, so it is trained from random weights", name, base)
-    return fresh.state_dict()
+    return fresh
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

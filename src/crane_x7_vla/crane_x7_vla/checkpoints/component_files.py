@@ -18,7 +18,6 @@ from crane_x7_vla.checkpoints.torch_files import read_torch, state_of
 from crane_x7_vla.errors import CheckpointError
 
 _VISION = "vision_backbone"
-_FILM_KEY = re.compile(r"vision_backbone\.\w+\.blocks\.\d+\.(scale|shift)\.(weight|bias)")
 _WRAPPED_BLOCK = re.compile(r"(vision_backbone\.\w+\.blocks\.\d+\.)block\.")
 
 
@@ -53,8 +52,3 @@ def read_film_backbone(path: Path) -> dict[str, Tensor]:
         _WRAPPED_BLOCK.sub(r"\1", key): value
         for key, value in fold_live(state_of(read_torch(path), what=str(path)), source=path).items()
     }
-
-
-def is_film(key: str) -> bool:
-    """Whether a weight of the vision backbone is FiLM's."""
-    return _FILM_KEY.fullmatch(key) is not None

@@ -32,6 +32,10 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
+FILM = "film"
+"""Component: the layers by which language modulates the blocks of both towers; they lie among the trunk's."""
+_VISION = "vision_backbone."
+_FILM_KEY = re.compile(r"vision_backbone\.\w+\.blocks\.\d+\.(scale|shift)\.(weight|bias)")
 _NAMED = 8
 _FINGERPRINT_VALUES = 64
 
@@ -267,7 +271,7 @@ def write_model(
     """
     trunk = dict(tensors)
     for name in components:
-        part = {key.removeprefix(f"{name}."): trunk.pop(key) for key in list(trunk) if key.startswith(f"{name}.")}
+        part = {own: trunk.pop(key) for own, key in component_keys(name, tensors).items()}
         save_tensors(component_file(directory, name), part)
     write_tensors(directory, trunk, shard_bytes=shard_bytes)
     dtype = str(next(iter(trunk.values())).dtype).removeprefix("torch.")
@@ -299,3 +303,20 @@ def write_model(
 def component_file(directory: Path, name: str) -> Path:
     """Where a part learnt anew for a robot lies in a model directory."""
     return directory / f"{name}.safetensors"
+
+
+def component_keys(name: str, keys: Iterable[str]) -> dict[str, str]:
+    """{name in the file of a component: name in the model}, of those of the model's ``keys`` that belong to it."""
+    if name == FILM:
+        return {key.removeprefix(_VISION): key for key in keys if is_film(key)}
+    return {key.removeprefix(f"{name}."): key for key in keys if key.startswith(f"{name}.")}
+
+
+def component_modules(name: str) -> tuple[str, ...]:
+    """The modules of a component; * stands for any text."""
+    return (f"{_VISION}*.scale", f"{_VISION}*.shift") if name == FILM else (name,)
+
+
+def is_film(key: str) -> bool:
+    """Whether a weight is FiLM's."""
+    return _FILM_KEY.fullmatch(key) is not None

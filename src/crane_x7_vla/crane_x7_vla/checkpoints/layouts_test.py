@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
@@ -222,3 +223,27 @@ def test_a_config_of_something_else_is_refused() -> None:
         trunk_config({**architecture("tiny"), "timm_model_ids": ["resnet50", "x"]}, source="config.json")
     with pytest.raises(ConfigError, match="expected one of openvla-7b, minivla, tiny"):
         architecture("huge")
+
+
+def test_openvla_oft_has_the_published_sizes_of_its_parts() -> None:
+    """FiLM in the 23 and 26 blocks that are read; head and projector of openvla-oft 213c5ff for 8 joints."""
+    settings = OpenVLAOFTConfig().openvla_oft
+    head = openvla_oft.OFTHeadConfig(
+        action_dim=8,
+        action_horizon=settings.action_horizon,
+        hidden_dim=settings.action_head.hidden_dim,
+        num_blocks=settings.action_head.num_blocks,
+        state_dim=8,
+    )
+    config = trunk_config(architecture("openvla-7b"), source="openvla-7b")
+    with torch.device("meta"):
+        plain, film = (openvla_oft.OpenVLAOFT(trunk, head) for trunk in (config, config.with_film()))
+    sizes = {key: value.numel() for key, value in film.named_parameters()}
+    assert sum(sizes[key] for key in layouts.component_keys("proprio_projector", sizes).values()) == 16_818_176
+    width, hidden = 8 * 4096, 4096
+    residual_block = 2 * hidden + hidden * hidden + hidden
+    head_size = 2 * width + width * hidden + hidden + 2 * residual_block + 2 * hidden + hidden * 8 + 8
+    assert sum(sizes[key] for key in layouts.component_keys("action_head", sizes).values()) == head_size
+    of_film = 2 * (4096 + 1) * (23 * 1024 + 26 * 1152)
+    assert sum(sizes[key] for key in layouts.component_keys(layouts.FILM, sizes).values()) == of_film
+    assert sum(sizes.values()) == sum(value.numel() for value in plain.parameters()) + of_film

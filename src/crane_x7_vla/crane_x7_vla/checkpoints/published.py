@@ -15,8 +15,8 @@ from torch import Tensor
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, base_model_of, is_adapter_folder
 from crane_x7_vla.checkpoints.base_model import hub_file, resolve_model
-from crane_x7_vla.checkpoints.component_files import film_backbone, is_film, read_film_backbone
-from crane_x7_vla.checkpoints.layouts import Assets
+from crane_x7_vla.checkpoints.component_files import film_backbone, find_component, read_film_backbone
+from crane_x7_vla.checkpoints.layouts import FILM, Assets, is_film
 from crane_x7_vla.checkpoints.lowrank import fold_adapters
 from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native
 from crane_x7_vla.errors import CheckpointError
@@ -48,13 +48,14 @@ def read_trunk(directory: Path, config: PrismaticConfig, expected: Mapping[str, 
     base that has it where none is expected is an error.
     """
     film = film_backbone(directory)
-    if film is None:
-        return _read(directory, {key: shape for key, shape in expected.items() if not is_film(key)}, config)
-    if not any(is_film(key) for key in expected):
+    trained = film or find_component(directory, FILM)
+    if trained and not any(is_film(key) for key in expected):
         raise CheckpointError(
-            f"{film} is a vision backbone with FiLM, which this model has not; use the backend openvla-oft with "
+            f"{trained} is of a model with FiLM, which this one has not; use the backend openvla-oft with "
             "film.enabled: true"
         )
+    if film is None:
+        return _read(directory, {key: shape for key, shape in expected.items() if not is_film(key)}, config)
     vision = read_film_backbone(film)
     wanted = {key: shape for key, shape in expected.items() if key.startswith("vision_backbone.")}
     shapes = {key: tuple(value.shape) for key, value in vision.items()}

@@ -377,10 +377,13 @@ def test_half_of_an_adapter_in_the_vision_backbone_is_an_error(tmp_path: Path, w
         read(tmp_path, film=True)
 
 
-def test_a_vision_backbone_with_film_is_not_left_aside(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    write_film(write_hf(tmp_path, weights), live=False)
+def test_what_was_trained_with_film_is_not_read_without(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    write_film(write_hf(tmp_path / "theirs", weights), live=False)
     with pytest.raises(CheckpointError, match=r"vision_backbone--50_checkpoint\.pt .* film\.enabled: true"):
-        read(tmp_path)
+        read(tmp_path / "theirs")
+    layouts.save_tensors(write_hf(tmp_path / "ours", weights) / "film.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"film\.safetensors .* film\.enabled: true"):
+        read(tmp_path / "ours")
 
 
 def test_a_base_without_film_gives_everything_else(tmp_path: Path, weights: dict[str, Tensor]) -> None:

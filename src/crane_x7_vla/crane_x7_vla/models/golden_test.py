@@ -86,6 +86,7 @@ def oft_config(*, film: bool) -> tuple[PrismaticConfig, OFTHeadConfig]:
         hidden_dim=64,
         num_blocks=2,
         state_dim=META["action_dim"],
+        film_counts_padding=True,
     )
     return trunk_config(META, film=film), head
 
@@ -146,13 +147,14 @@ def test_padded_training_forward_equals_the_reference(case: tuple[str, OpenVLAOF
     labels = torch.from_numpy(GOLDEN["labels"])
     prompt_length = (labels != -100).int().argmax(dim=1)
     with torch.inference_mode():
-        prediction = model(
+        prediction = model.train()(
             torch.from_numpy(GOLDEN["pixel_values"]).expand(2, -1, -1, -1),
             torch.from_numpy(GOLDEN["padded_ids"]),
             prompt_length,
             torch.from_numpy(GOLDEN["proprio"]).expand(2, -1),
             torch.from_numpy(GOLDEN["attention_mask"]),
         )
+    model.eval()
     assert close(prediction, GOLDEN[f"{name}_train_pred"]) < TOLERANCE
 
 

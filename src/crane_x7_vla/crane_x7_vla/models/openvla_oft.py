@@ -28,13 +28,18 @@ PROPRIO = "proprio_projector"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OFTHeadConfig:
-    """What is added to the trunk. state_dim None: no proprioception token."""
+    """What is added to the trunk. state_dim None: no proprioception token.
+
+    film_counts_padding: whether padding is part of the text whose mean FiLM reads in training, as in the reference: a
+    prompt then means something else beside a longer one.
+    """
 
     action_dim: int
     action_horizon: int
     hidden_dim: int
     num_blocks: int
     state_dim: int | None
+    film_counts_padding: bool = False
 
     @property
     def slots(self) -> int:
@@ -95,7 +100,7 @@ class OpenVLAOFT(PrismaticModel):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         is_slot = (places >= prompt_length[:, None]) & (places < prompt_length[:, None] + self.head.slots)
         text = decoder.embed_tokens(input_ids).masked_fill(is_slot[..., None], 0)
-        inserted = [self.embed_images(pixel_values, self._language(text))]
+        inserted = [self.embed_images(pixel_values, self._language(text, attention_mask))]
         if self.head.state_dim is not None:
             if proprio is None:
                 raise ValueError("this model was built with a proprioception token, but no proprio was given")
@@ -105,8 +110,13 @@ class OpenVLAOFT(PrismaticModel):
         states = decoder(insert_after_first(text, *inserted), mask=mask)
         return consecutive_rows(states, prompt_length + (count - 1), self.head.slots)
 
-    def _language(self, text: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"] | None:
-        """Mean embedding of the text, for FiLM; padding counts, the slots do not, as in the reference."""
+    def _language(
+        self, text: Float[Tensor, "b n d"], attention_mask: Bool[Tensor, "b n"] | None
+    ) -> Float[Tensor, "b d"] | None:
+        """Mean embedding of the text without the slots, for FiLM."""
         if self.prismatic.towers[0].film_width is None:
             return None
-        return text.sum(1) / (text.shape[1] - self.head.slots)
+        if attention_mask is None or (self.training and self.head.film_counts_padding):
+            return text.sum(1) / (text.shape[1] - self.head.slots)
+        words = attention_mask.sum(1, keepdim=True) - self.head.slots
+        return (text * attention_mask[..., None]).sum(1) / words

@@ -13,6 +13,7 @@ from crane_x7_vla.backends.base import Batch, Loss, ModelSpec
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.backends.openvla_oft.processor import OpenVLAOFTProcessor
 from crane_x7_vla.backends.prismatic_backend import PrismaticBackend
+from crane_x7_vla.checkpoints.layouts import FILM, component_keys, shapes_of
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.models.openvla_oft import ACTION_HEAD, PROPRIO, OFTHeadConfig, OpenVLAOFT, new_components
 from crane_x7_vla.robot import RobotSpec
@@ -36,14 +37,18 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
     ) -> None:
         super().__init__(config, statistics=statistics, directory=directory)
         settings = config.openvla_oft
+        if settings.film.enabled:
+            self.trunk = self.trunk.with_film()
         self._head = OFTHeadConfig(
             action_dim=robot.size,
             action_horizon=settings.action_horizon,
             hidden_dim=settings.action_head.hidden_dim,
             num_blocks=settings.action_head.num_blocks,
             state_dim=robot.size if settings.proprio.enabled else None,
+            film_counts_padding=settings.film.count_padding,
         )
-        self.components = (ACTION_HEAD, PROPRIO) if settings.proprio.enabled else (ACTION_HEAD,)
+        switched = ((PROPRIO, settings.proprio.enabled), (FILM, settings.film.enabled))
+        self.components = (ACTION_HEAD, *(name for name, enabled in switched if enabled))
         self.processor = OpenVLAOFTProcessor(config, robot=robot, statistics=statistics, assets=self.assets)
         self.spec = ModelSpec(
             cameras=config.cameras,
@@ -57,9 +62,13 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
         """See ``PrismaticBackend``."""
         return OpenVLAOFT(self.trunk, self._head)
 
-    def new_components(self) -> Mapping[str, nn.Module]:
-        """See ``PrismaticBackend``."""
-        return new_components(self.trunk, self._head)
+    def new_components(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """See ``PrismaticBackend``. FiLM starts as the identity."""
+        parts = {name: part.state_dict() for name, part in new_components(self.trunk, self._head).items()}
+        if FILM not in self.components:
+            return parts
+        shapes = shapes_of(self._skeleton())
+        return {**parts, FILM: {own: torch.zeros(shapes[key]) for own, key in component_keys(FILM, shapes).items()}}
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Mean absolute error over the rows of the normalised chunks that are not padding (OFT's L1 objective).

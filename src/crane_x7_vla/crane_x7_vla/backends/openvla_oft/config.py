@@ -39,6 +39,16 @@ class MultiImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilmConfig:
+    """Feature-wise linear modulation: the instruction scales and shifts what both towers see (OpenVLA-OFT+)."""
+
+    enabled: bool = True
+    """Let the instruction modulate every block of the vision towers."""
+    count_padding: bool = False
+    """Count padding as part of the instruction in training batches, as the published training does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActionHeadConfig:
     """The L1 regression head."""
 
@@ -68,6 +78,8 @@ class OpenVLAOFTSpecificConfig(PrismaticSettings):
     """Token between prompt and actions; 29871 in the tokenizer of Llama."""
     stop_token_id: int = 2
     """Token after the actions."""
+    film: FilmConfig = field(default_factory=FilmConfig)
+    """The instruction in the vision towers."""
     proprio: ProprioConfig = field(default_factory=ProprioConfig)
     """The joint state as an input."""
     multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
