@@ -106,6 +106,11 @@ class Backend(Protocol):
         """Prediction for a collated batch, ready for ``processor.decode``."""
         ...
 
+    def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Like ``predict``, but continuous in the weights, so that two models can be compared: tokens jump where the
+        last bit of a weight changes. Ready for ``processor.decode``."""
+        ...
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what ``restore`` needs into an existing directory: adapters and trained modules, or the whole model."""
         ...

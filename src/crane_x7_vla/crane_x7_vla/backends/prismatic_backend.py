@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from crane_x7_vla.backends.base import Batch
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTERS
@@ -64,6 +65,21 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     def new_components(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Weights of the ``components`` before any training, by name and the component's own keys."""
         return {}
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        running: Sequence[Any] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """See ``Backend.predict``."""
+
+    def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See ``Backend.comparable``; families that choose tokens say it in another way."""
+        return self.predict(model, batch)
 
     def bare(self, model: nn.Module) -> Model:
         """The family's model inside what adapters or the trainer wrapped around it, adapters left in place."""

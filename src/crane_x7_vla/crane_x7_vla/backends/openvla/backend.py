@@ -91,6 +91,15 @@ class OpenVLABackend(PrismaticBackend[OpenVLAConfig, OpenVLA]):
         )
         return self._bins.values(tokens)[:, None]
 
+    def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See ``Backend.comparable``: the mean of each number's distribution, [b, 1, A], where the middle of the range
+        was read for the numbers before it."""
+        pixels, ids, rows = batch["pixel_values"], batch["input_ids"], self._bins.rows
+        middle = self._bins.ids(pixels.new_zeros(len(ids), self._action_dim))
+        logits = model(pixels, ids, middle, _prompt_length(batch)).float()[..., rows.start : rows.stop]
+        values = self._bins.values(torch.arange(rows.start, rows.stop, device=ids.device))
+        return (logits.softmax(dim=-1) @ values)[:, None]
+
     def _likeliest(self, logits: Tensor) -> Tensor:
         """The token that ``predict`` would choose."""
         if self.config.openvla.strict_reference:
