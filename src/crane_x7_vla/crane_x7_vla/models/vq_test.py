@@ -23,7 +23,7 @@ def golden_vq() -> ActionVQ:
     shape = VQShape(**{name: META["horizon" if name == "action_horizon" else name] for name in VQShape.__slots__})
     vq = ActionVQ(shape)
     weights = {
-        f"{part}.{key}": _weight(f"{part}.{key}", size)
+        f"{part}.{key}": golden_weight(f"{part}.{key}", size)
         for part, keys in KEYS.items()
         for key, size in keys.items()
         if not key.endswith(NOT_OURS)
@@ -32,7 +32,7 @@ def golden_vq() -> ActionVQ:
     return vq
 
 
-def _weight(key: str, shape: list[int]) -> Tensor:
+def golden_weight(key: str, shape: list[int]) -> Tensor:
     """``meta.weight_rule``."""
     random = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
     scale = {1: 0.1, 2: 0.15, 3: 0.3}[len(shape)]
