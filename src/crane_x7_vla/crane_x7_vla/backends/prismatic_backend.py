@@ -98,9 +98,7 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     def save(self, model: nn.Module, directory: Path) -> None:
         """Adapters and fully trained modules, or (without LoRA) the whole model in the published layout."""
         if isinstance(model, self.model_class):
-            published = {**self.assets.published, "norm_stats": json.loads(to_json(self._statistics))}
-            assets = dataclasses.replace(self.assets, published=published)
-            layouts.write_model(directory, tensors=model.state_dict(), assets=assets, components=self.components)
+            self._write_whole(directory, model.state_dict())
         else:
             _lora().save_adapters(model, directory, base_fingerprint=self._base_fingerprint)
 
@@ -123,6 +121,11 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         """A checkpoint with adapters names its base's fingerprint; one with the whole model needs no base."""
         if (directory / ADAPTERS).is_dir():
             _lora().check_base(directory, base_fingerprint=self._base_fingerprint)
+
+    def _write_whole(self, directory: Path, tensors: Mapping[str, Tensor]) -> None:
+        published = {**self.assets.published, "norm_stats": json.loads(to_json(self._statistics))}
+        assets = dataclasses.replace(self.assets, published=published)
+        layouts.write_model(directory, tensors=tensors, assets=assets, components=self.components)
 
     def _trained(self) -> tuple[str, ...]:
         """Names of what is trained in full: the components, and what the config adds."""

@@ -180,6 +180,24 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
     return bare, report
 
 
+def folded(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the bare model with the adapters added in float32 and stored as the base has them, on the CPU; the
+    model stays as it is. What that loses is what ``fold`` reports."""
+    assert isinstance(model, PeftModel)
+    layers = {
+        name.removeprefix(_PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, Linear | Conv2d)
+    }
+    weights: dict[str, Tensor] = {}
+    for key, value in model.base_model.get_submodule("model").state_dict().items():
+        layer, adapted, rest = key.partition(".base_layer.")
+        if adapted and rest == "weight":
+            delta = layers[layer].get_delta_weight(_ADAPTER).detach().float()
+            weights[f"{layer}.weight"] = (value.float() + delta).to(value.dtype).cpu()
+        elif ".lora_" not in key:
+            weights[f"{layer}.{rest}" if adapted else key] = value.cpu()
+    return weights
+
+
 @dataclass(frozen=True, slots=True)
 class _Sizes:
     """Squared Frobenius norms of a layer's weight, its update, and what storing loses of the update."""

@@ -16,12 +16,16 @@ from crane_x7_vla.backends.openvla.config import OpenVLAConfig
 from crane_x7_vla.backends.openvla.processor import OpenVLAProcessor
 from crane_x7_vla.backends.prismatic_backend import PrismaticBackend
 from crane_x7_vla.checkpoints.layouts import Assets
-from crane_x7_vla.data.statistics import DatasetStatistics
+from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
+from crane_x7_vla.data.statistics import DatasetStatistics, to_json
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.models.action_tokens import TokenBins
 from crane_x7_vla.models.openvla import OpenVLA
 from crane_x7_vla.robot import RobotSpec
 
+MERGED = "merged"
+"""Folder of the whole model in a checkpoint-N, see ``skip_merge_on_save``."""
 _PAD_TO_MULTIPLE_OF = 64  # where a config.json does not say it (configuration_prismatic.py)
 
 
@@ -90,6 +94,18 @@ class OpenVLABackend(PrismaticBackend[OpenVLAConfig, OpenVLA]):
             rows=None if self.config.openvla.strict_reference else self._bins.rows,
         )
         return self._bins.values(tokens)[:, None]
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """See ``Backend.save``; without ``skip_merge_on_save`` also a whole model in the folder ``merged``."""
+        super().save(model, directory)
+        if self.config.openvla.use_lora and not self.config.openvla.skip_merge_on_save:
+            from crane_x7_vla.checkpoints.lora import folded  # peft, which merged models do not need
+
+            merged = directory / MERGED
+            merged.mkdir()
+            self._write_whole(merged, folded(model))
+            (merged / CONFIG_NAME).write_text(dump_config(self.config), encoding="utf-8")
+            (merged / STATISTICS_FILE).write_text(to_json(self._statistics), encoding="utf-8")
 
     def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
         """See ``Backend.comparable``: the mean of each number's distribution, [b, 1, A], where the middle of the range

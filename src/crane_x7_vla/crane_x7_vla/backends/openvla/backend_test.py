@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from torch import nn
 
 from crane_x7_vla.backends.openvla.backend import OpenVLABackend
 from crane_x7_vla.backends.openvla.config import OpenVLAConfig
+from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.data.statistics import DatasetStatistics, NormStats, norm_stats
 from crane_x7_vla.errors import ConfigError
-from crane_x7_vla.models.golden_test import OPENVLA, OPENVLA_META, golden_weight
+from crane_x7_vla.models.golden_test import DEAD, OPENVLA, OPENVLA_META, golden_weight
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.transforms.prompt import SMALL_EMPTY_TOKEN_ID
 from crane_x7_vla.types import Observation
@@ -59,6 +61,15 @@ def published_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {key: golden_weight(key, tuple(shape)) for key, shape in keys.items()}
     layouts.write_model(directory, tensors=tensors, assets=assets)
     return directory
+
+
+def openvla_base(folder: Path, statistics: DatasetStatistics) -> Path:
+    """A tiny base model in ``folder``."""
+    base = folder / "base"
+    base.mkdir()
+    backend = OpenVLABackend(tiny(), robot=CRANE_X7, statistics=statistics)
+    backend.save(backend.build(), base)
+    return base
 
 
 def published_statistics() -> DatasetStatistics:
@@ -144,12 +155,9 @@ def test_the_prompt_ends_with_the_empty_token_once(
 def test_adapters_of_the_output_matrix_count_and_are_restored(
     tmp_path: Path, tiny_statistics: DatasetStatistics, make_observation: Callable[[int], Observation]
 ) -> None:
-    base, checkpoint = tmp_path / "base", tmp_path / "checkpoint-1"
-    base.mkdir()
+    checkpoint = tmp_path / "checkpoint-1"
     checkpoint.mkdir()
-    whole = OpenVLABackend(tiny(), robot=CRANE_X7, statistics=tiny_statistics)
-    whole.save(whole.build(), base)
-    config = tiny(model_id=str(base), use_lora=True)
+    config = tiny(model_id=str(openvla_base(tmp_path, tiny_statistics)), use_lora=True)
 
     def make() -> OpenVLABackend:
         return OpenVLABackend(config, robot=CRANE_X7, statistics=tiny_statistics)
@@ -169,6 +177,52 @@ def test_adapters_of_the_output_matrix_count_and_are_restored(
     assert "base_model.model.language_model.lm_head.lora_B.weight" in saved
     with torch.inference_mode():
         torch.testing.assert_close(backend.predict(make().restore(checkpoint).eval(), batch), after, rtol=0, atol=0)
+
+
+def test_a_checkpoint_may_hold_the_merged_model_too(
+    tmp_path: Path, tiny_statistics: DatasetStatistics, make_observation: Callable[[int], Observation]
+) -> None:
+    config = tiny(model_id=str(openvla_base(tmp_path, tiny_statistics)), use_lora=True, skip_merge_on_save=False)
+    backend = OpenVLABackend(config, robot=CRANE_X7, statistics=tiny_statistics)
+    model = backend.build().eval()
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(model.named_parameters()):
+            if ".lora_B." in name:
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+                parameter.add_(noise, alpha=0.05)
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    backend.save(model, checkpoint)
+    batch = backend.processor.collate([backend.processor.encode(make_observation(0))])
+    merged, restored = restore_backend(checkpoint / "merged")
+    with torch.inference_mode():
+        expected = backend.comparable(model, batch)
+        torch.testing.assert_close(merged.comparable(restored.eval(), batch), expected, rtol=0, atol=1e-5)
+
+
+def test_a_whole_model_has_the_published_names_shapes_and_files(published_model: Path, tmp_path: Path) -> None:
+    backend = OpenVLABackend(
+        tiny(
+            model_id=str(published_model), architecture="openvla-7b", action_tokenization_bins=256,
+            empty_token_id=29871, use_lora=False,
+        ),
+        robot=CRANE_X7, statistics=published_statistics(),
+    )  # fmt: skip
+    backend.save(backend.build(), tmp_path)
+    published = json.loads(str(OPENVLA["keys"]))
+    written = {key: list(value.shape) for key, value in load_file(tmp_path / "model.safetensors").items()}
+    assert {key: published.get(key) for key in written} == written
+    assert set(published) - set(written) == {key for key in published if re.fullmatch(DEAD, key)}
+    config = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((published_model / "config.json").read_text())
+    assert {key: config[key] for key in original if key != "torch_dtype"} == {
+        key: value for key, value in original.items() if key != "torch_dtype"
+    }
+    assert (
+        config["norm_stats"]["crane_x7"]["action"]["mask"] == OPENVLA_META["norm_stats"]["crane_x7"]["action"]["mask"]
+    )
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"}
 
 
 def test_what_models_are_compared_by_follows_their_weights_without_jumps(
