@@ -20,6 +20,7 @@ import pytest
 from crane_x7_bringup.demo.goals import GOALS
 from crane_x7_bringup.profiles import PROFILES, configured, find_profile
 from crane_x7_log.nodes import recorder_node
+from crane_x7_vla.backends import BACKENDS
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, EpisodeWriter, Step, encode_jpeg
@@ -328,7 +329,7 @@ def launch_arguments(package: str, file: str) -> dict[str, tuple[str, str]]:
 INLINE = [(name(path), span) for path in DOCUMENTS for span in re.findall(r"`([^`\n]+)`", prose(path))]
 FOREIGN_FLAGS = {"--nproc_per_node", "--local-dir", "--ros-args", "--no-install-recommends"}
 HELPS = (
-    (PROGRAM.split()[-1], "train", "openvla-oft"),
+    *((PROGRAM.split()[-1], "train", backend) for backend in BACKENDS),
     (PROGRAM.split()[-1], "evaluate"),
     (STATISTICS_PROGRAM.split()[-1],),
     ("crane_x7_vla.scripts.merge_lora",),
