@@ -21,7 +21,7 @@ from crane_x7_vla.checkpoints.adapters import ADAPTERS
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
 from crane_x7_vla.checkpoints.component_files import find_component, read_component
-from crane_x7_vla.checkpoints.published import read_assets, read_trunk
+from crane_x7_vla.checkpoints.published import base_statistics, read_assets, read_dead, read_trunk
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.checkpoints.torch_files import shapes_in
 from crane_x7_vla.config.yaml import CONFIG_NAME
@@ -30,6 +30,8 @@ from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticModel
 
 logger = logging.getLogger(__name__)
+
+_NAMED = 3
 
 Config = TypeVar("Config", bound=PrismaticVLAConfig)
 Model = TypeVar("Model", bound=PrismaticModel)
@@ -125,7 +127,8 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     def _write_whole(self, directory: Path, tensors: Mapping[str, Tensor]) -> None:
         published = {**self.assets.published, "norm_stats": json.loads(to_json(self._statistics))}
         assets = dataclasses.replace(self.assets, published=published)
-        layouts.write_model(directory, tensors=tensors, assets=assets, components=self.components)
+        dead = {} if self.base is None else read_dead(self.base, self.trunk)
+        layouts.write_model(directory, tensors={**tensors, **dead}, assets=assets, components=self.components)
 
     def _trained(self) -> tuple[str, ...]:
         """Names of what is trained in full: the components, and what the config adds."""
@@ -183,6 +186,8 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             fresh = self.new_components()
+        if not quiet:
+            _say_statistics_are_left_aside(base)
         for name, component in fresh.items():
             keys = layouts.component_keys(name, shapes)
             if not weights.keys() >= set(keys.values()):  # a vision backbone with FiLM brings it along
@@ -239,6 +244,15 @@ def _random_assets(name: str) -> layouts.Assets:
     published = architecture(name)
     towers = len(published["timm_model_ids"])
     return layouts.Assets(published, small_tokenizer(), layouts.default_normalizations(towers))
+
+
+def _say_statistics_are_left_aside(base: Path) -> None:
+    found = [f"{name} with {size} numbers" for name, size in base_statistics(base).items()]
+    if found:
+        logger.info(
+            "the base's statistics of actions (%s) are left aside; those of the training data are used",
+            ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""),
+        )
 
 
 def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, quiet: bool) -> Mapping[str, Tensor]:

@@ -150,10 +150,15 @@ def read_tensors(
     for path in sorted(set(files.values())):
         shapes |= tensor_shapes(path)
     require_fit(shapes, expected, dead=dead, source=source)
+    return pick_tensors({key: path for key, path in files.items() if key in expected})
+
+
+def pick_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Those of the keys in ``files``, {key: safetensors file}, which ``tensor_shapes`` has found to be whole."""
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in expected}  # noqa: SIM118
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in files}  # noqa: SIM118
     return tensors
 
 

@@ -68,6 +68,21 @@ def read_native(directory: Path, expected: Mapping[str, tuple[int, ...]], *, dea
     Of several checkpoints the latest. Raises one CheckpointError that lists what does not fit.
     """
     path = _checkpoint(directory)
+    tensors = _tensors(path)
+    if _OUTPUT in tensors and _OUTPUT not in expected and _EMBEDDING in expected:
+        _drop_tied(tensors, path)
+    require_fit(shapes_in(tensors), expected, dead=dead, source=path)
+    logger.info("weights of %s", path)
+    return {key: tensors[key].clone() for key in expected}
+
+
+def read_native_dead(directory: Path, dead: str) -> dict[str, Tensor]:
+    """The weights of a run that match ``dead``, named as in the Hugging Face layout."""
+    tensors = _tensors(_checkpoint(directory))
+    return {key: value.clone() for key, value in tensors.items() if re.fullmatch(dead, key)}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
     model = read_torch(path).get("model")
     if not isinstance(model, Mapping):
         raise CheckpointError(f"{path} has no 'model'; expected a checkpoint of an OpenVLA or MiniVLA run")
@@ -80,11 +95,7 @@ def read_native(directory: Path, expected: Mapping[str, tuple[int, ...]], *, dea
     for part, state in model.items():
         named = state_of(state, what=f"{path}: {part}").items()
         tensors |= {_published_name(str(part), key): value for key, value in named}
-    if _OUTPUT in tensors and _OUTPUT not in expected and _EMBEDDING in expected:
-        _drop_tied(tensors, path)
-    require_fit(shapes_in(tensors), expected, dead=dead, source=path)
-    logger.info("weights of %s", path)
-    return {key: tensors[key].clone() for key in expected}
+    return tensors
 
 
 def _checkpoint(directory: Path) -> Path:

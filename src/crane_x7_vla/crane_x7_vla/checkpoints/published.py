@@ -6,6 +6,7 @@ own base model; a run of OpenVLA-OFT, merged or with ``lora_adapter/``, with FiL
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from crane_x7_vla.checkpoints.base_model import hub_file, resolve_model
 from crane_x7_vla.checkpoints.component_files import film_backbone, find_component, read_film_backbone
 from crane_x7_vla.checkpoints.layouts import FILM, Assets, is_film
 from crane_x7_vla.checkpoints.lowrank import fold_adapters
-from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native
+from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native, read_native_dead
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticConfig
 
@@ -62,6 +64,28 @@ def read_trunk(directory: Path, config: PrismaticConfig, expected: Mapping[str, 
     layouts.require_fit(shapes, wanted, dead=layouts.dead_keys(config), source=film)
     rest = {key: shape for key, shape in expected.items() if key not in wanted}
     return {**_read(directory, rest, config, dead=_VISION), **{key: vision[key] for key in wanted}}
+
+
+def read_dead(directory: Path, config: PrismaticConfig) -> dict[str, Tensor]:
+    """The weights of a base that no one reads, by their names; OpenVLA's own code wants them in a model's files."""
+    adapters, dead = _adapters(directory), layouts.dead_keys(config)
+    if adapters is not None:
+        return read_dead(_base_of(adapters), config)
+    if is_native(directory):
+        return read_native_dead(directory, dead)
+    files = {key: path for key, path in layouts.weight_files(directory).items() if re.fullmatch(dead, key)}
+    return layouts.pick_tensors(files)
+
+
+def base_statistics(directory: Path) -> dict[str, int]:
+    """{data set: numbers of an action} of the statistics that a base model brings along."""
+    beside = directory / STATISTICS_FILE
+    table = layouts.read_json(beside) if beside.is_file() else read_assets(directory).published.get("norm_stats")
+    sizes: dict[str, int] = {}
+    for name, entry in table.items() if isinstance(table, Mapping) else ():
+        if isinstance(entry, Mapping) and isinstance(entry.get("action"), Mapping):
+            sizes[name] = len(entry["action"].get("mean", ()))
+    return sizes
 
 
 def _read(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crane_x7_vla.checkpoints import layouts, prismatic_native
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
-from crane_x7_vla.checkpoints.published import read_assets, read_trunk
+from crane_x7_vla.checkpoints.published import base_statistics, read_assets, read_dead, read_trunk
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models import openvla_oft
@@ -411,3 +411,41 @@ def test_a_run_of_openvla_oft_that_was_not_merged_is_read_through_its_adapters(
     name = "vision_backbone.featurizer.blocks.0.attn.qkv"
     expected = vision[f"{name}.weight"] if film else updated(weights[f"{name}.weight"], *pairs[name], 0.5)
     torch.testing.assert_close(found[f"{name}.weight"], expected)
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_the_weights_that_no_one_reads_are_found_in_every_layout(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    hf, run = write_hf(tmp_path / "hf", weights), write_native(tmp_path / "run", native_parts(weights))
+    adapted = write_adapters(tmp_path / "adapters", adapters(all_linear(weights), weights), hf)
+    for directory in (hf, run, adapted):
+        config, expected = trunk(directory)
+        dead = read_dead(directory, config)
+        assert set(dead) == set(weights) - set(expected)
+        assert all(torch.equal(value, weights[key]) for key, value in dead.items())
+
+
+def test_statistics_beside_the_model_come_before_those_in_its_config(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    write_hf(tmp_path, weights)
+    assert base_statistics(tmp_path) == {}
+    (tmp_path / "config.json").write_text(json.dumps({**published_config(), "norm_stats": statistics_of("bridge", 7)}))
+    assert base_statistics(tmp_path) == {"bridge": 7}
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps(statistics_of("libero", 6)))
+    assert base_statistics(tmp_path) == {"libero": 6}
+
+
+def statistics_of(name: str, size: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+    return {name: {"action": {"mean": [0.0] * size}}}
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_run_without_a_tokenizer_says_where_to_lay_one(
+    tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_native(tmp_path / "run", native_parts(weights))
+    (run / "tokenizer.json").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=r"run lacks tokenizer\.json and .* did not give it .* put it into"):
+        read_assets(run)

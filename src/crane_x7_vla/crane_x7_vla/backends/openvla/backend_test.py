@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -210,9 +211,9 @@ def test_a_whole_model_has_the_published_names_shapes_and_files(published_model:
     )  # fmt: skip
     backend.save(backend.build(), tmp_path)
     published = json.loads(str(OPENVLA["keys"]))
-    written = {key: list(value.shape) for key, value in load_file(tmp_path / "model.safetensors").items()}
-    assert {key: published.get(key) for key in written} == written
-    assert set(published) - set(written) == {key for key in published if re.fullmatch(DEAD, key)}
+    written, base = (load_file(folder / "model.safetensors") for folder in (tmp_path, published_model))
+    assert {key: list(value.shape) for key, value in written.items()} == published
+    assert all(torch.equal(written[key], base[key]) for key in published if re.fullmatch(DEAD, key))
     config = json.loads((tmp_path / "config.json").read_text())
     original = json.loads((published_model / "config.json").read_text())
     assert {key: config[key] for key in original if key != "torch_dtype"} == {
@@ -248,3 +249,19 @@ def test_what_models_are_compared_by_follows_their_weights_without_jumps(
 def test_action_tokens_that_reach_special_ones_are_refused(tiny_statistics: DatasetStatistics) -> None:
     with pytest.raises(ConfigError, match=r"bins is 256: .* include token 3, .*expected at most 252"):
         OpenVLABackend(tiny(action_tokenization_bins=256), robot=CRANE_X7, statistics=tiny_statistics)
+
+
+def test_statistics_of_another_robot_are_left_aside_and_that_is_said(
+    tmp_path: Path, tiny_statistics: DatasetStatistics, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = openvla_base(tmp_path, tiny_statistics)
+    config = json.loads((base / "config.json").read_text())
+    names = ("bridge_orig", "fractal20220817_data", "kuka", "toto", "viola")
+    config["norm_stats"] = {name: {"action": {"mean": [0.0] * 7}, "proprio": {"mean": [0.0] * 7}} for name in names}
+    (base / "config.json").write_text(json.dumps(config))
+    backend = OpenVLABackend(tiny(model_id=str(base)), robot=CRANE_X7, statistics=tiny_statistics)
+    with caplog.at_level(logging.INFO):
+        backend.build()
+    (said,) = (message for message in caplog.messages if "statistics" in message)
+    assert "bridge_orig with 7 numbers, fractal20220817_data with 7 numbers, kuka with 7 numbers and 2 more" in said
+    assert "left aside" in said
