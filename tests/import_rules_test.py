@@ -42,6 +42,7 @@ LEAVES = [
     "crane_x7_vla.backends.prismatic_config",
     "crane_x7_vla.backends.openvla.config",
     "crane_x7_vla.backends.openvla_oft.config",
+    "crane_x7_vla.backends.minivla.config",
     "crane_x7_vla.training.arguments",
     "crane_x7_vla.training.cli",
     "crane_x7_vla.policies.executor",

@@ -38,6 +38,12 @@ BACKENDS: Mapping[str, BackendEntry] = {
         summary="OpenVLA with L1 regression of action chunks, proprioception and several cameras",
         aliases=("openvla_oft", "oft"),
     ),
+    "minivla": BackendEntry(
+        package="minivla",
+        config="MiniVLAConfig",
+        backend="MiniVLABackend",
+        summary="OpenVLA with a small language model, chunks of actions as codes of a VQ, several cameras and frames",
+    ),
 }
 
 

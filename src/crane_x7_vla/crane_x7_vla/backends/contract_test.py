@@ -21,8 +21,8 @@ from crane_x7_vla.types import Observation
 
 torch.set_num_threads(1)
 RNG = np.random.default_rng(0)
-TOKEN_BY_TOKEN = ("openvla",)
-BLIND_TO_STATE = ("openvla",)
+TOKEN_BY_TOKEN = ("openvla", "minivla")
+BLIND_TO_STATE = ("openvla", "minivla")
 
 
 def observation(config: VLAConfig, *, instruction: str = "pick up the red cube", seed: int = 0) -> Observation:

@@ -31,7 +31,7 @@ def test_a_config_survives_the_round_trip(tmp_path: Path, backend: str, with_not
         config_class(backend)(),
         experiment_name="日本 #1",
         data=DataConfig(
-            cameras=(CameraConfig(name="primary", width=64, height=48), CameraConfig(name="side: b", topic="/x")),
+            cameras=(CameraConfig(name="wrist", width=64, height=48), CameraConfig(name="side: b", topic="/x")),
             instruction="line one\nline two # not a comment",
             num_workers=0,
         ),
@@ -187,7 +187,7 @@ def test_other_spellings_are_read(mapping: dict[str, Any], path: str, value: obj
         ({"data": {"cameras": [{"nam": "x"}]}}, "unknown key 'data.cameras[0].nam'; expected one of name, topic"),
         ({"data": {"cameras": [{"name": "a", "width": "w"}]}}, "data.cameras[0].width is 'w'; expected an integer"),
         ({"data": {"train_split": 0.95, "val_split": 0.1}}, "at most 0.9"),
-        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla, openvla-oft"),
+        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla, openvla-oft, minivla"),
         ({"backend": 3}, "backend is 3"),
         ({"backend": None}, "names no backend"),
         ({3: 4}, "key 3 is not text"),

@@ -19,9 +19,10 @@ NO_ENVIRONMENT: Mapping[str, str] = {}
 ACCEPTED = {
     "robot": "other_robot",
     "data.train_split": "0.5",
-    "data.cameras": "primary,side",
+    "data.cameras": "side,wrist",
     "training.device": "cpu",
     "openvla_oft.n_action_steps": "4",
+    "minivla.vq.n_embed": "128",
 }
 # The same in the block of every backend that has them.
 ACCEPTED_OF_BACKENDS = {
@@ -208,10 +209,10 @@ def test_backends_that_disagree_are_refused(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command; expected one of train, config, evaluate, backends"),
+        ([], "no command; expected one of train, train-vq, config, evaluate, backends"),
         (
             ["trian"],
-            "unknown command 'trian'; expected one of train, config, evaluate, backends; did you mean 'train'?",
+            "unknown command 'trian'; expected one of train, train-vq, config, evaluate, backends; did you mean",
         ),
         (["train"], f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: python -m"),
         (["config"], "no backend given"),
