@@ -19,6 +19,7 @@ from crane_x7_vla.models.vit import ViTConfig
 
 _DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 _SIGLIP = "vit_so400m_patch14_siglip_224"
+_RESIZE = "resize-naive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> 
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "llm_backbone_id": "llama2-7b-pure",
         "use_fused_vision_backbone": True,
-        "image_resize_strategy": "resize-naive",
+        "image_resize_strategy": _RESIZE,
         "image_sizes": [image_size, image_size],
         "timm_model_ids": [_DINO, _SIGLIP],
         "timm_override_act_layers": [None, None],
@@ -160,6 +161,9 @@ def trunk_config(published: Mapping[str, Any], *, source: str) -> PrismaticConfi
     missing = [key for key in ("timm_model_ids", "image_sizes", "text_config") if key not in published]
     if missing:
         raise CheckpointError(f"{source} lacks {', '.join(missing)}; is it the config.json of an OpenVLA model?")
+    resize = published.get("image_resize_strategy", _RESIZE)
+    if resize != _RESIZE:
+        raise CheckpointError(f"{source}: image_resize_strategy is {resize!r}; only models of {_RESIZE!r} are read")
     names = published["timm_model_ids"]
     changes = published.get("timm_model_kwargs", [{} for _ in names])
     unknown = [name for name in names if name not in _TIMM]

@@ -219,6 +219,8 @@ def test_a_qwen2_config_must_say_its_dimensions() -> None:
 def test_a_config_of_something_else_is_refused() -> None:
     with pytest.raises(CheckpointError, match="model_type is 'llama'"):
         trunk_config({"model_type": "llama"}, source="config.json")
+    with pytest.raises(CheckpointError, match="image_resize_strategy is 'letterbox'; only models of 'resize-naive'"):
+        trunk_config({**architecture("tiny"), "image_resize_strategy": "letterbox"}, source="config.json")
     with pytest.raises(CheckpointError, match="unknown vision tower resnet50"):
         trunk_config({**architecture("tiny"), "timm_model_ids": ["resnet50", "x"]}, source="config.json")
     with pytest.raises(ConfigError, match="expected one of openvla-7b, minivla, tiny"):

@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -161,6 +164,25 @@ def write_adapters(folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], base: 
     return folder
 
 
+def test_a_model_with_one_tower_has_a_projector_of_two_layers(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """openvla-v01-7b: SigLIP alone, under the first tower's name."""
+    siglip, width = META["siglip"][0], META["text_config"]["hidden_size"]
+    own = "vision_backbone.fused_featurizer."
+    single = {key.replace(own, "vision_backbone.featurizer."): weights[key] for key in weights if key.startswith(own)}
+    single |= {key: value for key, value in weights.items() if key.startswith("language_model.")}
+    single |= random_weights({f"projector.fc{k}.weight": [width, size] for k, size in ((1, siglip), (2, width))})
+    single |= random_weights({f"projector.fc{k}.bias": [width] for k in (1, 2)})
+    config = published_config()
+    for name in ("timm_model_ids", "timm_model_kwargs", "image_sizes", "timm_override_act_layers"):
+        config[name] = cast(list[object], config[name])[1:]
+    assets = layouts.Assets(config, small_tokenizer(), layouts.default_normalizations(2)[1:])
+    layouts.write_model(tmp_path, tensors=single, assets=assets)
+    found = read(tmp_path)
+    assert {"projector.fc2.bias", "vision_backbone.featurizer.blocks.0.attn.qkv.weight"} < set(found)
+    assert all(torch.equal(value, single[key]) for key, value in found.items())
+    assert read_assets(tmp_path).normalizations == layouts.default_normalizations(2)[1:]
+
+
 def test_a_hugging_face_directory_gives_its_weights(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     found = read(write_hf(tmp_path, weights))
     assert len(found) > 50
@@ -300,12 +322,29 @@ def test_adapters_with_the_published_targets_are_folded_into_their_base(
     assert read_assets(tmp_path / "adapters").published == read_assets(base).published
 
 
-def test_rank_stabilised_adapters_have_their_own_scale(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_what_peft_saves_is_folded_as_peft_merges_it(
+    tmp_path: Path, weights: dict[str, Tensor], stabilised: bool
+) -> None:
     base = write_hf(tmp_path / "base", weights)
-    pairs = adapters(all_linear(weights), weights)
-    found = read(write_adapters(tmp_path / "adapters", pairs, base, use_rslora=True))
-    expected = updated(weights["projector.fc2.weight"], *pairs["projector.fc2"], 1.0)
-    torch.testing.assert_close(found["projector.fc2.weight"], expected)
+    config, _ = trunk(base)
+    model = PrismaticModel(config)
+    model.load_state_dict(read(base))
+    settings = LoraConfig(
+        r=4, lora_alpha=6, target_modules=PEFT_TARGETS, use_rslora=stabilised, init_lora_weights="gaussian"
+    )
+    adapted = get_peft_model(model, settings)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    settings.base_model_name_or_path = str(base)
+    adapted.save_pretrained(str(tmp_path / "adapters"))
+    merged = cast(LoraModel, adapted.base_model).merge_and_unload().state_dict()
+    found = read(tmp_path / "adapters")
+    assert set(found) == set(merged)
+    for key, value in found.items():
+        torch.testing.assert_close(value, merged[key])
 
 
 def test_adapters_that_miss_a_layer_or_do_not_fit_are_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
