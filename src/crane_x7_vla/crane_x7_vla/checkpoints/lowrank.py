@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_BASE = "base_model_name_or_path"
 _LIVE_ALPHA = 16
 _UNREAD = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "lora_bias")
 """Settings of peft with which the update is another one than B A."""
@@ -101,9 +103,18 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
         for name in _named(config.get("target_modules"), names)
         if name not in left_out
     }
-    require_fit(found, _SAVED.shapes(layers, found), dead=dead, source=path)
+    frozen = {name: f"{name}.base_layer.weight" for name in layers if f"{name}.base_layer.weight" in found}
+    expected = _SAVED.shapes(layers, found) | {key: layers[name] for name, key in frozen.items()}
+    require_fit(found, expected, dead=dead, source=path)
     update = lost = 0.0
     with safe_open(path, framework="pt") as file:
+        for name, key in frozen.items():  # peft saves adapted output matrices beside their adapters
+            value = file.get_tensor(_PREFIX + key)
+            if not torch.equal(value, matrices[name].to(value.dtype)):
+                raise CheckpointError(
+                    f"{folder} was trained on another base model than {config.get(_BASE)}, whose {name}.weight "
+                    f"differs from the one saved here; name the right one in {_BASE} of {ADAPTER_CONFIG}"
+                )
         for name in layers:
             a, b = (file.get_tensor(_PREFIX + name + end) for end in _SAVED.both)
             before = matrices[name]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraModel
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts, prismatic_native
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
@@ -322,13 +322,23 @@ def test_adapters_with_the_published_targets_are_folded_into_their_base(
     assert read_assets(tmp_path / "adapters").published == read_assets(base).published
 
 
+class PublishedClass(PrismaticModel):
+    """As transformers' models say them, which makes peft save the frozen output matrix beside its adapter."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language_model.lm_head
+
+
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_what_peft_saves_is_folded_as_peft_merges_it(
     tmp_path: Path, weights: dict[str, Tensor], stabilised: bool
 ) -> None:
     base = write_hf(tmp_path / "base", weights)
     config, _ = trunk(base)
-    model = PrismaticModel(config)
+    model = PublishedClass(config)
     model.load_state_dict(read(base))
     settings = LoraConfig(
         r=4, lora_alpha=6, target_modules=PEFT_TARGETS, use_rslora=stabilised, init_lora_weights="gaussian"
@@ -340,11 +350,16 @@ def test_what_peft_saves_is_folded_as_peft_merges_it(
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     settings.base_model_name_or_path = str(base)
     adapted.save_pretrained(str(tmp_path / "adapters"))
+    frozen = "base_model.model.language_model.lm_head.base_layer.weight"
+    assert frozen in load_file(tmp_path / "adapters" / "adapter_model.safetensors")
     merged = cast(LoraModel, adapted.base_model).merge_and_unload().state_dict()
     found = read(tmp_path / "adapters")
     assert set(found) == set(merged)
     for key, value in found.items():
         torch.testing.assert_close(value, merged[key])
+    write_hf(base, {**weights, "language_model.lm_head.weight": weights["language_model.lm_head.weight"] + 1})
+    with pytest.raises(CheckpointError, match=r"adapters was trained on another base model .* lm_head\.weight differs"):
+        read(tmp_path / "adapters")
 
 
 def test_adapters_that_miss_a_layer_or_do_not_fit_are_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
