@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from crane_x7_vla.backends.minivla.backend import MiniVLABackend
+from crane_x7_vla.backends.minivla.config import MiniVLAConfig, VQConfig
 from crane_x7_vla.backends.openvla.backend import OpenVLABackend
 from crane_x7_vla.backends.openvla.config import OpenVLAConfig
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
@@ -21,6 +23,7 @@ from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.scripts.merge_lora import main
 from crane_x7_vla.training.loading import prepare_data
 from crane_x7_vla.training.trainer import VLATrainer
+from crane_x7_vla.training.vq import train_vq
 
 torch.set_num_threads(1)
 
@@ -88,4 +91,40 @@ def test_openvla_learns_is_merged_and_gives_the_actions_of_its_checkpoint(
         for directory in (checkpoint, merged)
     )
     assert unmerged.shape == (len(observations), 1, CRANE_X7.size)
+    np.testing.assert_allclose(deployed, unmerged, atol=1e-5)
+
+
+def test_minivla_learns_the_codes_of_its_own_vq_is_merged_and_gives_the_actions_of_its_checkpoint(
+    tmp_path: Path, tiny_statistics: DatasetStatistics, record_episodes: Callable[..., Path]
+) -> None:
+    tiny = MiniVLAConfig.tiny()
+    base = tmp_path / "base"
+    base.mkdir()
+    whole = MiniVLABackend(tiny, robot=CRANE_X7, statistics=tiny_statistics)
+    whole.save(whole.build(), base)
+    vq = VQConfig(action_horizon=4, n_embed=16, n_latent=16, n_groups=3, steps=100, batch_size=32, learning_rate=3e-3)
+    config = replace(
+        tiny,
+        output_dir=str(tmp_path / "outputs"),
+        experiment_name="tiny",
+        data=replace(tiny.data, data_root=str(record_episodes(tmp_path / "episodes", 4)), val_split=0.25),
+        training=replace(tiny.training, max_steps=30, learning_rate=3e-3, save_interval=30, eval_interval=15),
+        minivla=replace(tiny.minivla, model_id=str(base), use_lora=True, vq=vq),
+    )
+    learnt = train_vq(config).directory
+    config = replace(config, minivla=replace(config.minivla, vq=replace(vq, path=str(learnt))))
+    checkpoint = VLATrainer(config).train().checkpoint
+    lines = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
+    first, last = (line["eval/loss"] for line in lines if "eval/loss" in line)
+    assert last < first
+    learnt.rename(tmp_path / "elsewhere")
+    merged = tmp_path / "outputs" / "tiny_merged"
+    assert main(["--adapter_path", str(checkpoint / "lora_adapters"), "--output_path", str(merged)]) == 0
+
+    observations = [sample.observation for sample in prepare_data(load_config(checkpoint / "config.yaml")).train]
+    unmerged, deployed = (
+        np.stack([chunk.actions for chunk in load_policy(directory).infer(observations)])
+        for directory in (checkpoint, merged)
+    )
+    assert unmerged.shape == (len(observations), 4, CRANE_X7.size)
     np.testing.assert_allclose(deployed, unmerged, atol=1e-5)
