@@ -20,8 +20,7 @@ import pytest
 from crane_x7_bringup.demo.goals import GOALS
 from crane_x7_bringup.profiles import PROFILES, configured, find_profile
 from crane_x7_log.nodes import recorder_node
-from crane_x7_vla.backends import BACKENDS
-from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.backends import BACKENDS, config_class
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, EpisodeWriter, Step, encode_jpeg
 from crane_x7_vla.nodes import inference_node
@@ -198,7 +197,9 @@ def check_call(name: str, *words: str) -> None:
 def provide(arguments: list[str]) -> None:
     """The files that a training command reads."""
     given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    text = dump_config(OpenVLAOFTConfig())
+    default = "minivla" if "train-vq" in arguments else "openvla-oft"
+    backend = next((name for name in BACKENDS if name in arguments), default)
+    text = dump_config(config_class(backend)())
     files = [Path(given["--config"])] if "--config" in given else []
     checkpoint = given.get("--checkpoint", given.get("--resume-from-checkpoint"))
     if checkpoint == "latest":
