@@ -20,6 +20,7 @@ from crane_x7_vla.checkpoints.component_files import film_backbone, find_compone
 from crane_x7_vla.checkpoints.layouts import FILM, Assets, is_film
 from crane_x7_vla.checkpoints.lowrank import fold_adapters
 from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native, read_native_dead
+from crane_x7_vla.checkpoints.tokenizer import add_action_tokens
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticConfig
@@ -28,7 +29,6 @@ _OFT_ADAPTERS = "lora_adapter"
 _VISION = r"vision_backbone\..*"
 _TOKENIZERS = {"llama2-7b-pure": "openvla/openvla-7b"}
 """Where the tokenizer of a run's language model can be had without a licence; else at the model's own repository."""
-_EXTRA = tuple(f"<|extra_{index}|>" for index in range(256))
 
 
 def read_assets(directory: Path) -> Assets:
@@ -125,6 +125,6 @@ def _native_tokenizer(directory: Path, published: Mapping[str, object]) -> Token
     if not path.is_file():
         path = hub_file(_TOKENIZERS.get(name, str(published["hf_llm_id"])), layouts.TOKENIZER_FILE, beside=directory)
     tokenizer = layouts.read_tokenizer(path)
-    if name.endswith("-extra") and tokenizer.token_to_id(_EXTRA[0]) is None:
-        tokenizer.add_tokens(list(_EXTRA))  # the run's action tokens (openvla-mini qwen25.py:60-69)
+    if name.endswith("-extra"):
+        add_action_tokens(tokenizer)
     return tokenizer

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 GOLDEN = np.load(Path(openvla_oft.__file__).parent / "testdata" / "openvla_oft.npz")
 META = json.loads(str(GOLDEN["meta"]))
 KEYS: dict[str, list[int]] = json.loads(str(GOLDEN["plain_keys"]))
-VOCABULARY = 320  # of the reference's 32064 rows; they are all alike
+VOCABULARY = 576  # of the reference's 32064 rows; they are all alike
 BASE_VLM = "prism-dinosiglip-224px+7b"
 QWEN_VLM = "prism-qwen25-extra-dinosiglip-224px+0_5b"
 
@@ -91,11 +91,15 @@ def write_native(directory: Path, parts: dict[str, dict[str, Tensor]], base_vlm:
     return directory
 
 
+def shrink_base_vlms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs have base models as small as the golden one."""
+    qwen = {**published_config(**QWEN), "llm_backbone_id": "qwen25-0_5b-extra", "hf_llm_id": "Qwen/Qwen2.5-0.5B"}
+    monkeypatch.setattr(prismatic_native, "BASE_VLMS", {BASE_VLM: published_config(), QWEN_VLM: qwen})
+
+
 @pytest.fixture
 def small_base_vlms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs whose base models are as small as the golden one."""
-    vlms = {BASE_VLM: published_config(), QWEN_VLM: {**published_config(**QWEN), "llm_backbone_id": "x-extra"}}
-    monkeypatch.setattr(prismatic_native, "BASE_VLMS", vlms)
+    shrink_base_vlms(monkeypatch)
 
 
 def trunk(directory: Path, *, film: bool = False) -> tuple[PrismaticConfig, dict[str, tuple[int, ...]]]:

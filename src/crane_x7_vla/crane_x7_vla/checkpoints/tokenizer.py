@@ -1,4 +1,4 @@
-"""A tokenizer for models too small for a published one."""
+"""A tokenizer for models too small for a published one, and the tokens that MiniVLA adds to its own."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def small_chat_tokenizer() -> Tokenizer:
     tokenizer = small_tokenizer()
     tokenizer.add_special_tokens([*_CHAT_TOKENS, *_ACTION_TOKENS])
     return tokenizer
+
+
+def add_action_tokens(tokenizer: Tokenizer) -> None:
+    """Append MiniVLA's action tokens to Qwen's vocabulary, unless they are there (openvla-mini qwen25.py:60-69)."""
+    tokenizer.add_tokens([token for token in _ACTION_TOKENS if tokenizer.token_to_id(token) is None])
 
 
 def minivla_tokens(tokenizer: Tokenizer) -> tuple[range, tuple[int, int]]:

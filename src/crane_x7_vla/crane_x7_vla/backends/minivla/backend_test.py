@@ -13,6 +13,8 @@ import torch
 from crane_x7_vla.backends.minivla.backend import MiniVLABackend
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig, VQConfig
 from crane_x7_vla.backends.minivla.vq import vq_shape, vq_units
+from crane_x7_vla.checkpoints.published_test import QWEN_VLM, qwen_parts, shrink_base_vlms, write_native
+from crane_x7_vla.checkpoints.tokenizer import small_chat_tokenizer
 from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
@@ -256,3 +258,29 @@ def test_cameras_and_frames_follow_the_settings() -> None:
     assert ([camera.name for camera in single.cameras], single.history) == (["primary"], 0)
     with pytest.raises(ConfigError, match=r"use_wrist_camera is true, but data\.cameras enables primary\. For these"):
         dataclasses.replace(config, data=dataclasses.replace(config.data, cameras=config.data.cameras[:1]))
+
+
+def test_a_published_run_is_a_base_with_all_its_weights_and_tokens(
+    tmp_path: Path,
+    vq_directory: Path,
+    tiny_statistics: DatasetStatistics,
+    make_observation: MakeObservation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shrink_base_vlms(monkeypatch)
+    parts = qwen_parts()
+    run = write_native(tmp_path / "run", parts, QWEN_VLM)
+    small_chat_tokenizer().save(str(run / "tokenizer.json"))
+    config = tiny(dataclasses.replace(VQ, path=str(vq_directory)), model_id=str(run), use_lora=True)
+    backend = make(config, tiny_statistics)
+    model = backend.build().eval()
+    matrix = parts["llm_backbone"]["llm.model.embed_tokens.weight"]
+    assert torch.equal(backend.bare(model).language_model.model.embed_tokens.weight, matrix)
+    batch = backend.processor.collate([backend.processor.encode(make_observation(0))])
+    with torch.inference_mode():
+        assert backend.predict(model, batch).shape == (1, 4, 8)
+    backend.save(model, tmp_path)
+    restored = make(config, tiny_statistics)
+    with torch.inference_mode():
+        expected = backend.comparable(model, batch)
+        torch.testing.assert_close(restored.comparable(restored.restore(tmp_path).eval(), batch), expected)
