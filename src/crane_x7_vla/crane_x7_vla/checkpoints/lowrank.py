@@ -58,17 +58,32 @@ _SAVED = _Halves(".lora_A.weight", ".lora_B.weight")
 _LIVE = _Halves(".lora_A.default.weight", ".lora_B.default.weight")
 
 
-def folded(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """weight + scale · B A, in float32 and the weight's shape.
+class _Folding:
+    """Adds updates to weights in float32, stores each weight as the type it has, and knows what that loses."""
 
-    A linear layer has a [r, in] and b [out, r]; a convolution a [r, in, h, w] and b [out, r, 1, 1].
-    """
-    update = b.float().flatten(1) @ a.float().flatten(1)
-    return weight.float() + scale * update.view(weight.shape)
+    def __init__(self) -> None:
+        self.layers = 0
+        self._update = self._lost = 0.0
+
+    def __call__(self, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """weight + scale · B A. A linear layer has a [r, in] and b [out, r]; a convolution [r, in, h, w] and
+        [out, r, 1, 1]."""
+        update = scale * (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape)
+        stored = (weight.float() + update).to(weight.dtype)
+        self.layers += 1
+        self._update += float(update.square().sum())
+        self._lost += float((stored.float() - weight.float() - update).square().sum())
+        return stored
+
+    def say(self, source: Path) -> None:
+        share = (self._lost / self._update) ** 0.5 if self._update else 0.0
+        logger.info(
+            "%s: %d layers folded in; storing them loses %.1f%% of the change", source, self.layers, 100 * share
+        )
 
 
 def fold_live(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tensor]:
-    """A state dict with live adapters as that of the bare module, adapted weights in float32.
+    """A state dict with live adapters as that of the bare module; each weight keeps its type.
 
     Their scale is not in the file: OpenVLA-OFT trains rank r with alpha min(r, 16) (finetune.py at 213c5ff). Raises
     CheckpointError where half of an adapter is missing or does not fit its layer.
@@ -79,9 +94,12 @@ def fold_live(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tenso
     layers = {name: tuple(bare[f"{name}.weight"].shape) for name in names if f"{name}.weight" in bare}
     found = {key: tuple(value.shape) for key, value in halves.items()}
     require_fit(found, _LIVE.shapes(layers, found), dead=None, source=source)
+    fold = _Folding()
     for name in layers:
         a, b = halves[name + _LIVE.a], halves[name + _LIVE.b]
-        bare[f"{name}.weight"] = folded(bare[f"{name}.weight"], a, b, min(len(a), _LIVE_ALPHA) / len(a))
+        bare[f"{name}.weight"] = fold(bare[f"{name}.weight"], a, b, min(len(a), _LIVE_ALPHA) / len(a))
+    if layers:
+        fold.say(source)
     return bare
 
 
@@ -106,7 +124,7 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     frozen = {name: f"{name}.base_layer.weight" for name in layers if f"{name}.base_layer.weight" in found}
     expected = _SAVED.shapes(layers, found) | {key: layers[name] for name, key in frozen.items()}
     require_fit(found, expected, dead=dead, source=path)
-    update = lost = 0.0
+    fold = _Folding()
     with safe_open(path, framework="pt") as file:
         for name, key in frozen.items():  # peft saves adapted output matrices beside their adapters
             value = file.get_tensor(_PREFIX + key)
@@ -117,16 +135,8 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
                 )
         for name in layers:
             a, b = (file.get_tensor(_PREFIX + name + end) for end in _SAVED.both)
-            before = matrices[name]
-            after = folded(before, a, b, scale)
-            stored = weights[f"{name}.weight"] = after.to(before.dtype)
-            update += float((after - before.float()).square().sum())
-            lost += float((after - stored.float()).square().sum())
-    logger.info(
-        "%s: %d layers folded into the base model; storing them as %s loses %.1f%% of the change",
-        folder, len(layers), str(next(iter(weights.values())).dtype).removeprefix("torch."),
-        100 * (lost / update) ** 0.5 if update else 0.0,
-    )  # fmt: skip
+            weights[f"{name}.weight"] = fold(matrices[name], a, b, scale)
+    fold.say(folder)
 
 
 def _scale(config: Mapping[str, Any], folder: Path) -> float:

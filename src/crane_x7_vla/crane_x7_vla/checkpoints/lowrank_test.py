@@ -194,6 +194,16 @@ def test_the_vision_backbone_with_film_takes_the_place_of_the_model_files(
         torch.testing.assert_close(value, expected[key] if key.startswith("vision_") else weights[key])
 
 
+def test_folded_weights_keep_the_type_that_their_module_runs_in(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Published runs have frozen weights in bfloat16 and adapters in float32."""
+    write_film(write_hf(tmp_path, weights), live=True)
+    path = tmp_path / "vision_backbone--50_checkpoint.pt"
+    state = {key: value if ".lora_" in key else value.bfloat16() for key, value in torch.load(path).items()}
+    torch.save(state, path)
+    found = read(tmp_path, film=True)
+    assert {value.dtype for key, value in found.items() if key.startswith("vision_")} == {torch.bfloat16}
+
+
 def test_half_of_an_adapter_in_the_vision_backbone_is_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     write_film(write_hf(tmp_path, weights), live=True)
     path = tmp_path / "vision_backbone--50_checkpoint.pt"
