@@ -29,6 +29,9 @@ from crane_x7_vla.training.vq_fit import FitSettings, fit
 
 logger = logging.getLogger(__name__)
 
+_REPORTED = 4096  # chunks whose error is measured on the way
+_PART = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VQResults:
@@ -67,7 +70,7 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
     )  # fmt: skip
 
     def report(step: int, vq: ActionVQ) -> None:
-        parts = [("", chunks[:: max(1, len(chunks) // 4096)]), (" of held-out chunks", held_out)]
+        parts = [("", chunks[:: max(1, len(chunks) // _REPORTED)]), (" of held-out chunks", held_out)]
         errors = [f"{float(_errors(vq, part, half_span).mean()):.4f} rad{what}" for what, part in parts if len(part)]
         logger.info("update %d: reconstruction error %s", step, ", ".join(errors))
 
@@ -84,8 +87,7 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
     )
     _write(TrainedVQ(vq, vq_units(config, data.robot), data.statistics), config, data, directory)
     errors = _errors(vq, held_out if len(held_out) else chunks, half_span)
-    with torch.inference_mode():
-        codes = vq.encode(chunks)
+    codes = _codes(vq, chunks)
     return VQResults(
         directory=directory,
         by_joint=tuple(errors.double().mean((0, 1)).tolist()),
@@ -121,9 +123,16 @@ def _chunks(dataset: EpisodeDataset, units: ActionUnits) -> Tensor:
 
 
 @torch.inference_mode()
+def _codes(vq: ActionVQ, chunks: Tensor) -> Tensor:
+    # In parts: what each group leaves of every chunk at once would take gigabytes.
+    return torch.cat([vq.encode(part) for part in chunks.split(_PART)])
+
+
+@torch.inference_mode()
 def _errors(vq: ActionVQ, chunks: Tensor, half_span: Tensor) -> Tensor:
     """Absolute errors of reconstructed chunks, rad."""
-    return (vq.decode(vq.encode(chunks)) - chunks).abs() * half_span
+    decoded = torch.cat([vq.decode(part) for part in _codes(vq, chunks).split(_PART)])
+    return (decoded - chunks).abs() * half_span
 
 
 def _write(trained: TrainedVQ, config: MiniVLAConfig, data: TrainingData, directory: Path) -> None:
