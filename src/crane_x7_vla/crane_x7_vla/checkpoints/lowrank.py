@@ -44,13 +44,12 @@ class _Halves:
     def both(self) -> tuple[str, str]:
         return self.a, self.b
 
-    def shapes(self, layers: Mapping[str, _Shape], found: Mapping[str, _Shape]) -> dict[str, _Shape]:
-        """{key: shape} of the halves that belong to ``layers``, {name: shape of the weight}; the rank is A's."""
+    def shapes(self, layers: Mapping[str, _Shape], ranks: Mapping[str, int]) -> dict[str, _Shape]:
+        """{key: shape} of the halves that belong to ``layers``, {name: shape of the weight}, of these ranks."""
         shapes: dict[str, _Shape] = {}
         for name, (outputs, *inputs) in layers.items():
-            rank = found[name + self.a][0] if name + self.a in found else 0
-            shapes[name + self.a] = (rank, *inputs)
-            shapes[name + self.b] = (outputs, rank, *[1] * (len(inputs) - 1))
+            shapes[name + self.a] = (ranks[name], *inputs)
+            shapes[name + self.b] = (outputs, ranks[name], *[1] * (len(inputs) - 1))
         return shapes
 
 
@@ -93,7 +92,8 @@ def fold_live(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tenso
     names = {key.removesuffix(end) for key in halves for end in _LIVE.both if key.endswith(end)}
     layers = {name: tuple(bare[f"{name}.weight"].shape) for name in names if f"{name}.weight" in bare}
     found = {key: tuple(value.shape) for key, value in halves.items()}
-    require_fit(found, _LIVE.shapes(layers, found), dead=None, source=source)
+    ranks = {name: found.get(name + _LIVE.a, (0,))[0] for name in layers}
+    require_fit(found, _LIVE.shapes(layers, ranks), dead=None, source=source)
     fold = _Folding()
     for name in layers:
         a, b = halves[name + _LIVE.a], halves[name + _LIVE.b]
@@ -110,7 +110,7 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     aside. Raises CheckpointError where the adapters do not fit, or miss a layer that their configuration targets.
     """
     config = read_json(folder / ADAPTER_CONFIG)
-    scale = _scale(config, folder)
+    rank, scale = _rank_and_scale(config, folder)
     path = folder / _WEIGHTS_FILE
     found = {key.removeprefix(_PREFIX): shape for key, shape in tensor_shapes(path).items()}
     matrices = {key.removesuffix(".weight"): value for key, value in weights.items() if key.endswith(".weight")}
@@ -122,7 +122,7 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
         if name not in left_out
     }
     frozen = {name: f"{name}.base_layer.weight" for name in layers if f"{name}.base_layer.weight" in found}
-    expected = _SAVED.shapes(layers, found) | {key: layers[name] for name, key in frozen.items()}
+    expected = _SAVED.shapes(layers, dict.fromkeys(layers, rank)) | {key: layers[name] for name, key in frozen.items()}
     require_fit(found, expected, dead=dead, source=path)
     fold = _Folding()
     with safe_open(path, framework="pt") as file:
@@ -139,8 +139,8 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     fold.say(folder)
 
 
-def _scale(config: Mapping[str, Any], folder: Path) -> float:
-    """What B A is multiplied by. Raises CheckpointError where the update is not B A alone."""
+def _rank_and_scale(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
+    """The rank, and what B A is multiplied by. Raises CheckpointError where the update is not B A alone."""
     unread = [name for name in _UNREAD if config.get(name)]
     if config.get("peft_type") != "LORA" or unread or config.get("bias", "none") != "none":
         raise CheckpointError(
@@ -150,7 +150,7 @@ def _scale(config: Mapping[str, Any], folder: Path) -> float:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} lacks r or lora_alpha; copy the adapters again")
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _named(choice: Any, names: Iterable[str]) -> list[str]:

@@ -151,6 +151,15 @@ def test_adapters_that_miss_a_layer_or_do_not_fit_are_an_error(tmp_path: Path, w
         assert part in str(caught.value)
 
 
+def test_adapters_of_another_rank_than_their_configuration_says_are_an_error(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    pairs = adapters(all_linear(weights), weights)
+    with pytest.raises(CheckpointError, match=r"of another shape: .*lora_A\.weight \[4, .* instead of \[8, "):
+        read(write_adapters(tmp_path / "adapters", pairs, base, r=8))
+
+
 def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     base = write_hf(tmp_path / "base", weights)
     pairs = adapters(all_linear(weights), weights)
