@@ -85,8 +85,13 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
         ),
         report=report,
     )
-    _write(TrainedVQ(vq, vq_units(config, data.robot), data.statistics), config, data, directory)
     errors = _errors(vq, held_out if len(held_out) else chunks, half_span)
+    if not errors.isfinite().all():
+        raise ConfigError(
+            f"the reconstruction error is {float(errors.mean())}; nothing was written. Try a smaller "
+            f"--vq-learning-rate than {settings.learning_rate:g}"
+        )
+    _write(TrainedVQ(vq, vq_units(config, data.robot), data.statistics), config, data, directory)
     codes = _codes(vq, chunks)
     return VQResults(
         directory=directory,

@@ -1,8 +1,8 @@
 """Learning a residual VQ of action chunks: encoder and decoder by gradient, codebooks as moving averages.
 
 The recipe is VQ-BeT's (pretrain_vq.py and vqvae.py at 09d4851; vector-quantize-pytorch's averages), but codebooks start
-from data instead of noise, entries that nothing is near start anew, and the learning rate falls to zero: a few
-thousand chunks of one arm are learnt in a minute that way.
+from data instead of noise, entries that nothing is near start anew, and the learning rate falls to zero: so the codes
+are all used also where a few thousand chunks of one arm are all there is.
 """
 
 from __future__ import annotations

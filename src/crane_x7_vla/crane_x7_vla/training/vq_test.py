@@ -90,6 +90,15 @@ def test_a_vq_that_is_there_is_not_replaced(config: MiniVLAConfig, tmp_path: Pat
         train_vq(config)
 
 
+def test_a_vq_that_diverged_is_not_written(config: MiniVLAConfig, tmp_path: Path) -> None:
+    wild = replace(config.minivla, vq=replace(SMALL, steps=4, learning_rate=1e30))
+    with pytest.raises(
+        ConfigError, match=r"error is (nan|inf); nothing was written\. Try a smaller --vq-learning-rate"
+    ):
+        train_vq(replace(config, minivla=wild))
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_what_cannot_be_learnt_from_leaves_nothing(config: MiniVLAConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no episodes under"):
         train_vq(replace(config, data=replace(config.data, data_root=str(tmp_path / "none"))))
