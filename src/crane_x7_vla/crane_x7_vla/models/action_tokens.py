@@ -32,6 +32,5 @@ class TokenBins:
         """Model units of tokens, float32: the middle of each bin. Edges enclose one bin less than there are tokens, so
         the lowest id (exactly 1) is read like its neighbour, and other tokens like the nearest action token, as in the
         reference."""
-        edges = np.linspace(-1, 1, self.bins)
-        centers = torch.from_numpy(((edges[1:] + edges[:-1]) / 2).astype(np.float32)).to(ids.device)
-        return centers[(self.end - 1 - ids).clamp(0, self.bins - 2)]
+        index = (self.end - 1 - ids).clamp(0, self.bins - 2).double()  # computed: a table would be copied to a GPU
+        return ((2 * index + 1) / (self.bins - 1) - 1).float()

@@ -25,6 +25,12 @@ def test_values_are_within_half_a_bin_and_the_last_token_is_read_like_its_neighb
     assert BINS.values(torch.tensor(31744)) == BINS.values(torch.tensor(31745))
 
 
+def test_values_are_the_middles_of_numpys_bins() -> None:
+    edges = np.linspace(-1, 1, 256)
+    middles = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+    np.testing.assert_array_equal(BINS.values(31999 - torch.arange(255)).numpy(), middles)
+
+
 def test_other_tokens_are_read_like_the_nearest_action_token() -> None:
     low, high = BINS.values(torch.tensor([5, 32063])).tolist()
     assert low == float(BINS.values(torch.tensor(31744)))
