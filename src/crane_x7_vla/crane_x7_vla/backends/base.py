@@ -64,8 +64,16 @@ class Processor(Protocol):
         """
         ...
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Stack samples, padding what is ragged."""
+    def encode_raw(self, observation: Observation) -> Sample:
+        """Like ``encode`` for inference, but with the images as they came, uint8, for ``prepare`` to work on."""
+        ...
+
+    def collate(self, samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
+        """Stack samples, padding what is ragged. multiple: text is padded to a multiple of that many tokens."""
+        ...
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A collated batch of ``encode_raw`` with the images as ``encode`` gives them, made on the batch's device."""
         ...
 
     def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:

@@ -17,11 +17,14 @@ from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.robot import RobotSpec
-from crane_x7_vla.transforms.image import Augmentation, model_image
+from crane_x7_vla.transforms.device_images import DeviceImages
+from crane_x7_vla.transforms.image import Augmentation, model_image, resize
 from crane_x7_vla.transforms.prompt import prompt_text
 from crane_x7_vla.types import Observation
 
 LLAMA_BOS_TOKEN_ID = 1
+RAW_IMAGES = "images"
+"""Key of the images of ``encode_raw``, of which ``prepare`` makes pixel_values."""
 _PAD_TOKEN_ID = 0
 _LONGEST_INSTRUCTION = 1000  # characters; attention over what somebody pasted would take memory without end
 _KEPT_PROMPTS = 256
@@ -35,6 +38,11 @@ class CameraImages:
         self._size = int(assets.published["image_sizes"][0])
         self._normalizations = assets.normalizations
         self._augmentation = _augmentation(image_aug)
+        self._on_device = DeviceImages(
+            size=self._size,
+            normalizations=self._normalizations,
+            crop_scale=image_aug.crop_scale if image_aug.enabled else 1.0,
+        )
 
     def check(self, observation: Observation) -> None:
         """Raise DataError for a missing camera, or one whose images have another shape than in training."""
@@ -52,6 +60,18 @@ class CameraImages:
                     f"camera {camera.name} shows {width} x {height} pixels, but the model was trained on "
                     f"{camera.width} x {camera.height}; another shape would be squashed. Set the camera to that size"
                 )
+
+    def raw(self, observation: Observation) -> Tensor:
+        """uint8 [cameras, H, W, 3]: the images in camera order; of different sizes, the model's squares of them."""
+        images = [observation.images[camera.name] for camera in self._cameras]
+        if len({image.shape for image in images}) > 1:
+            images = [resize(image, self._size) for image in images]
+        return torch.from_numpy(np.stack(images))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """RAW_IMAGES uint8 [b, n, H, W, 3] of a batch become pixel_values, on the batch's device."""
+        batch = dict(batch)
+        return {"pixel_values": self._on_device(batch.pop(RAW_IMAGES)), **batch}
 
     def pixels(self, observation: Observation, rng: np.random.Generator | None) -> Tensor:
         """float32 [channels, h, w]: the images in camera order, channels stacked. rng: augments them."""
@@ -124,13 +144,15 @@ def action_units(config: PrismaticVLAConfig, robot: RobotSpec, statistics: Datas
     )
 
 
-def collate_text(samples: Sequence[Sample]) -> Batch:
-    """Stack samples; input_ids are padded on the right. attention_mask bool [b, n] is there only if something is."""
+def collate_text(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
+    """Stack samples; input_ids are padded on the right, to a multiple of ``multiple`` tokens. attention_mask
+    bool [b, n] is there only if something is."""
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0] if key != "input_ids"}
     texts = [sample["input_ids"] for sample in samples]
-    batch["input_ids"] = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=_PAD_TOKEN_ID)
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=_PAD_TOKEN_ID)
+    batch["input_ids"] = torch.nn.functional.pad(ids, (0, -ids.shape[1] % multiple), value=_PAD_TOKEN_ID)
     lengths = torch.tensor([len(text) for text in texts])
-    if int(lengths.min()) != int(lengths.max()):
+    if int(lengths.min()) != batch["input_ids"].shape[1]:
         batch["attention_mask"] = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
     return batch
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from crane_x7_vla.backends.action_units import ActionUnits
 from crane_x7_vla.backends.base import Batch, Sample
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig
-from crane_x7_vla.backends.prismatic_processor import CameraImages, Prompts, check_vocabulary, collate_text
+from crane_x7_vla.backends.prismatic_processor import (
+    RAW_IMAGES,
+    CameraImages,
+    Prompts,
+    check_vocabulary,
+    collate_text,
+)
 from crane_x7_vla.checkpoints.layouts import Assets
 from crane_x7_vla.types import Observation
 
@@ -43,30 +49,48 @@ class MiniVLAProcessor:
         rng: np.random.Generator | None = None,
     ) -> Sample:
         """See ``Processor.encode``. ``observation.past`` may be shorter than the history, as an episode begins."""
-        self.units.check(observation)
-        sample = {
-            "pixel_values": self._pixels(observation, rng),
-            "input_ids": self._prompts.ids(observation.instruction),
-        }
+        inputs = self._inputs(observation)
+        sample = {"pixel_values": self._pixels(observation, rng), **inputs}
         if actions is not None:
             sample |= self.units.labels(observation, actions, action_horizon=self._action_horizon, is_pad=is_pad)
         return sample
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def encode_raw(self, observation: Observation) -> Sample:
+        """See ``Processor.encode_raw``."""
+        inputs = self._inputs(observation)
+        return {RAW_IMAGES: torch.cat([self._images.raw(frame) for frame in self._seen(observation)]), **inputs}
+
+    def collate(self, samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
         """See ``Processor.collate``. Text is padded on the right."""
-        return collate_text(samples)
+        return collate_text(samples, multiple=multiple)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """See ``Processor.prepare``."""
+        return self._images.prepare(batch)
 
     def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
         """See ``Processor.decode``. prediction: [b, T, A] in model units."""
         return self.units.targets(prediction, observations)
 
     def _pixels(self, observation: Observation, rng: np.random.Generator | None) -> Tensor:
-        """Frames that are missing are replaced by the newest, as in the reference (run_libero_eval.py:213-225)."""
+        seed = None if rng is None else int(rng.integers(2**63))  # all frames are cropped and coloured alike
+        return torch.cat(
+            [
+                self._images.pixels(frame, None if seed is None else np.random.default_rng(seed))
+                for frame in self._seen(observation)
+            ]
+        )
+
+    def _inputs(self, observation: Observation) -> Sample:
+        """All but the images, which are checked too."""
+        self.units.check(observation)
+        for frame in self._seen(observation):
+            self._images.check(frame)
+        return {"input_ids": self._prompts.ids(observation.instruction)}
+
+    def _seen(self, observation: Observation) -> list[Observation]:
+        """From the oldest to the newest; what is missing is replaced by the newest, as in the reference
+        (run_libero_eval.py:213-225)."""
         earlier = observation.past[: self._frames - 1]
         missing = self._frames - 1 - len(earlier)
-        seed = None if rng is None else int(rng.integers(2**63))  # all frames are cropped and coloured alike
-        frames: list[Tensor] = []
-        for frame in [*[observation] * missing, *reversed(earlier), observation]:
-            self._images.check(frame)
-            frames.append(self._images.pixels(frame, None if seed is None else np.random.default_rng(seed)))
-        return torch.cat(frames)
+        return [*[observation] * missing, *reversed(earlier), observation]

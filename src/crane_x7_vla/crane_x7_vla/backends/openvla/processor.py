@@ -11,6 +11,7 @@ from crane_x7_vla.backends.base import Batch, Sample
 from crane_x7_vla.backends.openvla.config import OpenVLAConfig
 from crane_x7_vla.backends.prismatic_processor import (
     LLAMA_BOS_TOKEN_ID,
+    RAW_IMAGES,
     CameraImages,
     Prompts,
     action_units,
@@ -52,20 +53,31 @@ class OpenVLAProcessor:
         rng: np.random.Generator | None = None,
     ) -> Sample:
         """See ``Processor.encode``."""
-        self.units.check(observation)
-        self._images.check(observation)
-        sample = {
-            "pixel_values": self._images.pixels(observation, rng),
-            "input_ids": self._prompts.ids(observation.instruction),
-        }
+        inputs = self._inputs(observation)
+        sample = {"pixel_values": self._images.pixels(observation, rng), **inputs}
         if actions is not None:
             sample |= self.units.labels(observation, actions, action_horizon=1, is_pad=is_pad)
         return sample
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def encode_raw(self, observation: Observation) -> Sample:
+        """See ``Processor.encode_raw``."""
+        inputs = self._inputs(observation)
+        return {RAW_IMAGES: self._images.raw(observation), **inputs}
+
+    def collate(self, samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
         """See ``Processor.collate``. Text is padded on the right."""
-        return collate_text(samples)
+        return collate_text(samples, multiple=multiple)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """See ``Processor.prepare``."""
+        return self._images.prepare(batch)
 
     def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
         """See ``Processor.decode``. prediction: [b, 1, A] in model units."""
         return self.units.targets(prediction, observations)
+
+    def _inputs(self, observation: Observation) -> Sample:
+        """All but the images, which are checked too."""
+        self.units.check(observation)
+        self._images.check(observation)
+        return {"input_ids": self._prompts.ids(observation.instruction)}
