@@ -73,6 +73,7 @@ ALLOWED_PARTS = {
     "training": LOWER | {"models", "checkpoints", "backends"},
     "policies": LOWER | {"models", "checkpoints", "backends"},
     "nodes": LOWER | {"policies", "backends"},
+    "benchmarks": LOWER | {"models", "checkpoints", "backends", "training", "policies"},
     "scripts": LOWER | {"models", "checkpoints", "backends", "training", "policies"},
 }
 ALLOWED_PACKAGES = {
