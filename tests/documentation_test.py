@@ -21,7 +21,7 @@ import yaml
 from crane_x7_bringup.demo.goals import GOALS
 from crane_x7_bringup.profiles import PROFILES, configured, find_profile
 from crane_x7_log.nodes import recorder_node
-from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.backends import BACKENDS, config_class
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.data.episode import CameraMetadata, EpisodeMetadata, EpisodeWriter, Step, encode_jpeg
 from crane_x7_vla.nodes import inference_node
@@ -235,7 +235,9 @@ def check_call(name: str, *words: str) -> None:
 def provide(arguments: list[str]) -> None:
     """The files that a training command reads."""
     given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    text = dump_config(OpenVLAOFTConfig())
+    default = "minivla" if "train-vq" in arguments else "openvla-oft"
+    backend = next((name for name in BACKENDS if name in arguments), default)
+    text = dump_config(config_class(backend)())
     files = [Path(given["--config"])] if "--config" in given else []
     checkpoint = given.get("--checkpoint", given.get("--resume-from-checkpoint"))
     if checkpoint == "latest":
@@ -366,7 +368,7 @@ def launch_arguments(package: str, file: str) -> dict[str, tuple[str, str]]:
 INLINE = [(name(path), span) for path in DOCUMENTS for span in re.findall(r"`([^`\n]+)`", prose(path))]
 FOREIGN_FLAGS = {"--nproc_per_node", "--local-dir", "--ros-args", "--no-install-recommends"}
 HELPS = (
-    (PROGRAM.split()[-1], "train", "openvla-oft"),
+    *((PROGRAM.split()[-1], "train", backend) for backend in BACKENDS),
     (PROGRAM.split()[-1], "evaluate"),
     (STATISTICS_PROGRAM.split()[-1],),
     ("crane_x7_vla.scripts.merge_lora",),

@@ -40,7 +40,10 @@ LEAVES = [
     "crane_x7_vla.config.base",
     "crane_x7_vla.config.schema",
     "crane_x7_vla.backends",
+    "crane_x7_vla.backends.prismatic_config",
+    "crane_x7_vla.backends.openvla.config",
     "crane_x7_vla.backends.openvla_oft.config",
+    "crane_x7_vla.backends.minivla.config",
     "crane_x7_vla.training.arguments",
     "crane_x7_vla.training.cli",
     "crane_x7_vla.policies.executor",
@@ -71,6 +74,7 @@ ALLOWED_PARTS = {
     "training": LOWER | {"models", "checkpoints", "backends"},
     "policies": LOWER | {"models", "checkpoints", "backends"},
     "nodes": LOWER | {"policies", "backends"},
+    "benchmarks": LOWER | {"models", "checkpoints", "backends", "training", "policies"},
     "scripts": LOWER | {"models", "checkpoints", "backends", "training", "policies"},
 }
 ALLOWED_PACKAGES = {

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from crane_x7_vla.backends.openvla_oft.config import (
     ActionHeadConfig,
-    ImageAugConfig,
+    FilmConfig,
     OpenVLAOFTConfig,
     OpenVLAOFTSpecificConfig,
 )
+from crane_x7_vla.backends.prismatic_config import ImageAugConfig
 
 BASE_DIRECTORY = Path(__file__).parents[1] / "models" / "openvla-oft-tiny"
 IMAGE_SIZE = 64
@@ -28,6 +29,7 @@ def base_config() -> OpenVLAOFTConfig:
             model_id=None,
             use_lora=False,
             action_horizon=HORIZON,
+            film=FilmConfig(enabled=False),
             action_head=HEAD,
             empty_token_id=EMPTY_TOKEN_ID,
             stop_token_id=STOP_TOKEN_ID,

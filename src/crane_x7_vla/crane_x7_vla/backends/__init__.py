@@ -25,12 +25,24 @@ class BackendEntry:
 
 
 BACKENDS: Mapping[str, BackendEntry] = {
+    "openvla": BackendEntry(
+        package="openvla",
+        config="OpenVLAConfig",
+        backend="OpenVLABackend",
+        summary="OpenVLA: one action at a time, written as tokens of the language model",
+    ),
     "openvla-oft": BackendEntry(
         package="openvla_oft",
         config="OpenVLAOFTConfig",
         backend="OpenVLAOFTBackend",
         summary="OpenVLA with L1 regression of action chunks, proprioception and several cameras",
         aliases=("openvla_oft", "oft"),
+    ),
+    "minivla": BackendEntry(
+        package="minivla",
+        config="MiniVLAConfig",
+        backend="MiniVLABackend",
+        summary="OpenVLA with a small language model, chunks of actions as codes of a VQ, several cameras and frames",
     ),
 }
 

@@ -64,8 +64,16 @@ class Processor(Protocol):
         """
         ...
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Stack samples, padding what is ragged."""
+    def encode_raw(self, observation: Observation) -> Sample:
+        """Like ``encode`` for inference, but with the images as they came, uint8, for ``prepare`` to work on."""
+        ...
+
+    def collate(self, samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
+        """Stack samples, padding what is ragged. multiple: text is padded to a multiple of that many tokens."""
+        ...
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A collated batch of ``encode_raw`` with the images as ``encode`` gives them, made on the batch's device."""
         ...
 
     def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
@@ -104,6 +112,11 @@ class Backend(Protocol):
         rng: torch.Generator | None = None,
     ) -> Tensor:
         """Prediction for a collated batch, ready for ``processor.decode``."""
+        ...
+
+    def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Like ``predict``, but continuous in the weights, so that two models can be compared: tokens jump where the
+        last bit of a weight changes. Ready for ``processor.decode``."""
         ...
 
     def save(self, model: nn.Module, directory: Path) -> None:

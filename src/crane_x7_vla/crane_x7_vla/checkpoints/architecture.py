@@ -1,8 +1,9 @@
 """Between a published config.json and the dimensions of a trunk.
 
 OpenVLA's config.json names timm models and gives a sparse ``text_config``; what it leaves out are the defaults of
-``LlamaConfig``. Trunks of other sizes add ``timm_model_kwargs``, the arguments of ``timm.create_model`` that differ
-from the named model's.
+``LlamaConfig``. MiniVLA was not published in this layout; its ``text_config``, of model_type qwen2, states everything.
+Trunks of other sizes add ``timm_model_kwargs``, the arguments of ``timm.create_model`` that differ from the named
+model's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from crane_x7_vla.models.vit import ViTConfig
 
 _DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 _SIGLIP = "vit_so400m_patch14_siglip_224"
+_RESIZE = "resize-naive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,9 @@ _LLAMA_DEFAULTS: Mapping[str, Any] = {
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
 }
+_QWEN_NEEDED = ("num_key_value_heads", *_LLAMA_DEFAULTS)
 
 
 def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> 
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "llm_backbone_id": "llama2-7b-pure",
         "use_fused_vision_backbone": True,
-        "image_resize_strategy": "resize-naive",
+        "image_resize_strategy": _RESIZE,
         "image_sizes": [image_size, image_size],
         "timm_model_ids": [_DINO, _SIGLIP],
         "timm_override_act_layers": [None, None],
@@ -72,9 +76,35 @@ def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> 
     }
 
 
+_TINY_TOWERS = [
+    {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0, "init_values": 1.0},
+    {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0},
+]
+
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "openvla-7b": _published(
         224, {"vocab_size": 32064, "pad_token_id": 32000}, pad_token_id=32000, pad_to_multiple_of=64
+    ),
+    "minivla": _published(
+        224,
+        {
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 151643,
+        },
+        llm_backbone_id="qwen25-0_5b-extra",
+        hf_llm_id="Qwen/Qwen2.5-0.5B",
+        llm_max_length=32768,
+        pad_token_id=151643,
+        pad_to_multiple_of=64,
     ),
     "tiny": _published(
         64,
@@ -88,10 +118,28 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         },
         pad_token_id=4,
         pad_to_multiple_of=64,
-        timm_model_kwargs=[
-            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0, "init_values": 1.0},
-            {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8, "mlp_ratio": 4.0},
-        ],
+        timm_model_kwargs=_TINY_TOWERS,
+    ),
+    "minivla-tiny": _published(
+        64,
+        {
+            "model_type": "qwen2",
+            "vocab_size": 576,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+        llm_backbone_id="qwen25-0_5b-extra",
+        hf_llm_id="Qwen/Qwen2.5-0.5B",
+        pad_token_id=0,
+        pad_to_multiple_of=64,
+        timm_model_kwargs=_TINY_TOWERS,
     ),
 }
 """config.json of the trunks that can be made from random weights."""
@@ -113,6 +161,9 @@ def trunk_config(published: Mapping[str, Any], *, source: str) -> PrismaticConfi
     missing = [key for key in ("timm_model_ids", "image_sizes", "text_config") if key not in published]
     if missing:
         raise CheckpointError(f"{source} lacks {', '.join(missing)}; is it the config.json of an OpenVLA model?")
+    resize = published.get("image_resize_strategy", _RESIZE)
+    if resize != _RESIZE:
+        raise CheckpointError(f"{source}: image_resize_strategy is {resize!r}; only models of {_RESIZE!r} are read")
     names = published["timm_model_ids"]
     changes = published.get("timm_model_kwargs", [{} for _ in names])
     unknown = [name for name in names if name not in _TIMM]
@@ -145,6 +196,16 @@ def _tower(timm: _Timm, changes: Mapping[str, Any], image_size: int) -> ViTConfi
 
 
 def _decoder(text_config: Mapping[str, Any]) -> DecoderConfig:
+    family = text_config.get("model_type", "llama")
+    if family not in ("llama", "qwen2"):
+        raise ValueError(f"text_config.model_type is {family!r}, expected llama or qwen2")
+    missing = [key for key in _QWEN_NEEDED if family == "qwen2" and key not in text_config]
+    if missing:
+        raise ValueError(f"text_config of model_type qwen2 lacks {', '.join(missing)}")
     values = {key: text_config.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
-    heads = text_config.get("num_key_value_heads", values["num_attention_heads"])
-    return DecoderConfig(**values, num_key_value_heads=heads)
+    return DecoderConfig(
+        **{key: value for key, value in values.items() if key != "tie_word_embeddings"},
+        num_key_value_heads=text_config.get("num_key_value_heads", values["num_attention_heads"]),
+        qkv_bias=family == "qwen2",
+        tied_embeddings=values["tie_word_embeddings"],
+    )

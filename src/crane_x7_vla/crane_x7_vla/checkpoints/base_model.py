@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from crane_x7_vla.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+_HUB_FILES = ("*.json", "*.safetensors", "*.pt", "tokenizer.model")
 _SNAPSHOTS = "snapshots"
 
 
@@ -43,16 +45,34 @@ def resolve_model(model_id: str) -> Path:
         return local
     # Imported here: it loads an HTTP client, which models on disk do not need.
     from huggingface_hub import snapshot_download
+
+    instead = f"download it elsewhere with: hf download {model_id} --local-dir DIR and name DIR"
+    with _hub_errors(f"base model {model_id} is no directory here and", instead):
+        return Path(snapshot_download(model_id, allow_patterns=list(_HUB_FILES)))
+
+
+def hub_file(model_id: str, name: str, *, beside: Path) -> Path:
+    """The local copy of one file of a Hugging Face repository.
+
+    beside: directory in which the user can lay it instead. Raises CheckpointError where the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    instead = f"download it elsewhere with: hf download {model_id} {name} and put it into {beside}"
+    with _hub_errors(f"{beside} lacks {name} and", instead):
+        return Path(hf_hub_download(model_id, name))
+
+
+@contextmanager
+def _hub_errors(what: str, instead: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_HUB_FILES)))
+        yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"base model {model_id} is no directory here and the Hugging Face hub did not give it "
-            f"({type(error).__name__}). Check the name and the network, log in with: hf auth login (a gated model also "
-            f"needs its licence accepted on its page), or download it elsewhere with: hf download {model_id} "
-            "--local-dir DIR and name DIR"
+            f"{what} the Hugging Face hub did not give it ({type(error).__name__}). Check the name and the network, "
+            f"log in with: hf auth login (a gated model also needs its licence accepted on its page), or {instead}"
         ) from error
 
 

@@ -32,6 +32,10 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
+FILM = "film"
+"""Component: the layers by which language modulates the blocks of both towers; they lie among the trunk's."""
+_VISION = "vision_backbone."
+_FILM_KEY = re.compile(r"vision_backbone\.\w+\.blocks\.\d+\.(scale|shift)\.(weight|bias)")
 _NAMED = 8
 _FINGERPRINT_VALUES = 64
 
@@ -61,11 +65,12 @@ class Assets:
 def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
     published = read_json(directory / CONFIG_FILE)
-    tokenizer = _read_tokenizer(directory / TOKENIZER_FILE)
+    tokenizer = read_tokenizer(directory / TOKENIZER_FILE)
     return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json; raises CheckpointError naming the file."""
     # What the Rust side raises says neither which file it was nor what to do.
     model = read_json(path).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
@@ -144,30 +149,38 @@ def read_tensors(
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(files.values())):
         shapes |= tensor_shapes(path)
-    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
-    missing = {key for key in expected if key not in shapes}
-    misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
-    if missing or unexpected or misshapen:
-        raise CheckpointError(
-            f"{source} does not fit this model: "
-            + "; ".join(
-                part
-                for part in (
-                    _listing("missing", missing),
-                    _listing("unexpected", unexpected),
-                    _listing(
-                        "of another shape",
-                        {f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in misshapen},
-                    ),
-                )
-                if part
-            )
-        )
+    require_fit(shapes, expected, dead=dead, source=source)
+    return pick_tensors({key: path for key, path in files.items() if key in expected})
+
+
+def pick_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Those of the keys in ``files``, {key: safetensors file}, which ``tensor_shapes`` has found to be whole."""
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in expected}  # noqa: SIM118
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in files}  # noqa: SIM118
     return tensors
+
+
+def require_fit(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, dead: str | None, source: Path
+) -> None:
+    """Raise one CheckpointError that lists what ``shapes`` lacks of ``expected``, has beyond it or has otherwise.
+
+    dead: pattern of the keys that may lie there unused; they are the only ones ignored.
+    """
+    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
+    missing = {key for key in expected if key not in shapes}
+    misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
+    parts = (
+        _listing("missing", missing),
+        _listing("unexpected", unexpected),
+        _listing(
+            "of another shape", {f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in misshapen}
+        ),
+    )
+    if any(parts):
+        raise CheckpointError(f"{source} does not fit this model: " + "; ".join(part for part in parts if part))
 
 
 def _listing(what: str, names: Collection[str]) -> str:
@@ -263,7 +276,7 @@ def write_model(
     """
     trunk = dict(tensors)
     for name in components:
-        part = {key.removeprefix(f"{name}."): trunk.pop(key) for key in list(trunk) if key.startswith(f"{name}.")}
+        part = {own: trunk.pop(key) for own, key in component_keys(name, tensors).items()}
         save_tensors(component_file(directory, name), part)
     write_tensors(directory, trunk, shard_bytes=shard_bytes)
     dtype = str(next(iter(trunk.values())).dtype).removeprefix("torch.")
@@ -295,3 +308,20 @@ def write_model(
 def component_file(directory: Path, name: str) -> Path:
     """Where a part learnt anew for a robot lies in a model directory."""
     return directory / f"{name}.safetensors"
+
+
+def component_keys(name: str, keys: Iterable[str]) -> dict[str, str]:
+    """{name in the file of a component: name in the model}, of those of the model's ``keys`` that belong to it."""
+    if name == FILM:
+        return {key.removeprefix(_VISION): key for key in keys if is_film(key)}
+    return {key.removeprefix(f"{name}."): key for key in keys if key.startswith(f"{name}.")}
+
+
+def component_modules(name: str) -> tuple[str, ...]:
+    """The modules of a component; * stands for any text."""
+    return (f"{_VISION}*.scale", f"{_VISION}*.shift") if name == FILM else (name,)
+
+
+def is_film(key: str) -> bool:
+    """Whether a weight is FiLM's."""
+    return _FILM_KEY.fullmatch(key) is not None

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
@@ -195,10 +196,56 @@ def test_openvla_7b_has_the_published_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) + unused == 7_541_237_184
 
 
+def test_minivla_has_the_published_parameters_of_its_parts() -> None:
+    """Qwen2.5-0.5B has 494,032,768 (its safetensors); the towers are those of openvla-7b."""
+    config = trunk_config(architecture("minivla"), source="minivla")
+    with torch.device("meta"):
+        model = PrismaticModel(config)
+    assert sum(parameter.numel() for parameter in model.language_model.parameters()) == 494_032_768
+    projector = 2176 * 8704 + 8704 + 8704 * 896 + 896 + 896 * 896 + 896
+    assert sum(parameter.numel() for parameter in model.projector.parameters()) == projector
+    assert config.towers == trunk_config(architecture("openvla-7b"), source="openvla-7b").towers
+
+
+def test_a_qwen2_config_must_say_its_dimensions() -> None:
+    sparse = {**architecture("minivla"), "text_config": {"model_type": "qwen2", "hidden_size": 896}}
+    with pytest.raises(CheckpointError, match="text_config of model_type qwen2 lacks num_key_value_heads, vocab_size"):
+        trunk_config(sparse, source="config.json")
+    phi = {**architecture("minivla"), "text_config": {"model_type": "phi"}}
+    with pytest.raises(CheckpointError, match=r"text_config\.model_type is 'phi', expected llama or qwen2"):
+        trunk_config(phi, source="config.json")
+
+
 def test_a_config_of_something_else_is_refused() -> None:
     with pytest.raises(CheckpointError, match="model_type is 'llama'"):
         trunk_config({"model_type": "llama"}, source="config.json")
+    with pytest.raises(CheckpointError, match="image_resize_strategy is 'letterbox'; only models of 'resize-naive'"):
+        trunk_config({**architecture("tiny"), "image_resize_strategy": "letterbox"}, source="config.json")
     with pytest.raises(CheckpointError, match="unknown vision tower resnet50"):
         trunk_config({**architecture("tiny"), "timm_model_ids": ["resnet50", "x"]}, source="config.json")
-    with pytest.raises(ConfigError, match="expected one of openvla-7b, tiny"):
+    with pytest.raises(ConfigError, match="expected one of openvla-7b, minivla, tiny"):
         architecture("huge")
+
+
+def test_openvla_oft_has_the_published_sizes_of_its_parts() -> None:
+    """FiLM in the 23 and 26 blocks that are read; head and projector of openvla-oft 213c5ff for 8 joints."""
+    settings = OpenVLAOFTConfig().openvla_oft
+    head = openvla_oft.OFTHeadConfig(
+        action_dim=8,
+        action_horizon=settings.action_horizon,
+        hidden_dim=settings.action_head.hidden_dim,
+        num_blocks=settings.action_head.num_blocks,
+        state_dim=8,
+    )
+    config = trunk_config(architecture("openvla-7b"), source="openvla-7b")
+    with torch.device("meta"):
+        plain, film = (openvla_oft.OpenVLAOFT(trunk, head) for trunk in (config, config.with_film()))
+    sizes = {key: value.numel() for key, value in film.named_parameters()}
+    assert sum(sizes[key] for key in layouts.component_keys("proprio_projector", sizes).values()) == 16_818_176
+    width, hidden = 8 * 4096, 4096
+    residual_block = 2 * hidden + hidden * hidden + hidden
+    head_size = 2 * width + width * hidden + hidden + 2 * residual_block + 2 * hidden + hidden * 8 + 8
+    assert sum(sizes[key] for key in layouts.component_keys("action_head", sizes).values()) == head_size
+    of_film = 2 * (4096 + 1) * (23 * 1024 + 26 * 1152)
+    assert sum(sizes[key] for key in layouts.component_keys(layouts.FILM, sizes).values()) == of_film
+    assert sum(sizes.values()) == sum(value.numel() for value in plain.parameters()) + of_film

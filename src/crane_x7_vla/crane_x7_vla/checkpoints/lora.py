@@ -47,8 +47,9 @@ def add_adapters(
     for any text. without: modules that never get adapters. Raises ConfigError for a name that fits nothing.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    excluded = _pattern(dict.fromkeys([*without, *trained]))
-    layers = [name for name in layers if not re.fullmatch(excluded, name)]
+    whole = dict.fromkeys([*without, *trained])
+    excluded = _pattern(whole) if whole else None
+    layers = [name for name in layers if excluded is None or not re.fullmatch(excluded, name)]
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
@@ -177,6 +178,24 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
             if name not in trained_in_full:
                 parameter.data = parameter.data.to(dtype)
     return bare, report
+
+
+def folded(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the bare model with the adapters added in float32 and stored as the base has them, on the CPU; the
+    model stays as it is. What that loses is what ``fold`` reports."""
+    assert isinstance(model, PeftModel)
+    layers = {
+        name.removeprefix(_PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, Linear | Conv2d)
+    }
+    weights: dict[str, Tensor] = {}
+    for key, value in model.base_model.get_submodule("model").state_dict().items():
+        layer, adapted, rest = key.partition(".base_layer.")
+        if adapted and rest == "weight":
+            delta = layers[layer].get_delta_weight(_ADAPTER).detach().float()
+            weights[f"{layer}.weight"] = (value.float() + delta).to(value.dtype).cpu()
+        elif ".lora_" not in key:
+            weights[f"{layer}.{rest}" if adapted else key] = value.cpu()
+    return weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crane_x7_vla.checkpoints.lora import add_adapters, fold, restore_adapters, save_adapters
+from crane_x7_vla.checkpoints.lora import add_adapters, fold, folded, restore_adapters, save_adapters
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
 torch.set_num_threads(1)
@@ -160,3 +160,14 @@ def test_the_report_says_how_much_of_a_small_update_bfloat16_swallows(size: floa
     assert low < report.error < high
     assert report.worst >= report.error
     assert report.worst_layer in ("proj", "blocks.0.fc1", "blocks.1.fc1")
+
+
+def test_weights_with_the_adapters_added_are_those_of_folding_and_leave_the_model_alone() -> None:
+    model = adapted(size=1.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = folded(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    bare, _ = fold(model, dtype=None)
+    expected = bare.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())

@@ -275,6 +275,11 @@ class VLAConfig:
         return self.data.enabled_cameras
 
     @property
+    def history(self) -> int:
+        """Earlier observations that the model sees, one control period apart; backend configs say more than 0."""
+        return 0
+
+    @property
     def action_horizon(self) -> int:
         """Rows of a predicted chunk (T); backend configs say it (openpi and lerobot: action_horizon, chunk_size)."""
         raise NotImplementedError(f"{type(self).__name__} does not say its action_horizon")

@@ -105,13 +105,16 @@ def backend_name(mapping: Mapping[str, Any], *, source: str) -> str | None:
 def flatten(mapping: Mapping[str, Any], config_type: type[VLAConfig], *, source: str) -> dict[str, Any]:
     """A config file's table as {path: value}, checked and converted, in the spellings of ``settings(config_type)``.
 
-    ``backend_config:`` is read as the backend's own block, and dotted keys as nested ones.
+    ``backend_config:`` is read as the backend's own block, dotted keys as nested ones, and true or false in place of a
+    table as its ``enabled`` (``image_aug: true``, as in the documents).
     Raises ConfigError for unknown keys, values of the wrong type, and settings given twice with different values.
     """
     known = settings(config_type)
     values: dict[str, Any] = {}
     for written, value in _leaves(mapping, known, prefix="", source=source):
         path = _canonical(written, config_type)
+        if isinstance(value, bool) and f"{path}.enabled" in known:
+            path = f"{path}.enabled"
         if path not in known:
             raise ConfigError(f"{source}: unknown key '{written}'{suggest(path, list(known))}")
         try:
@@ -151,6 +154,8 @@ def _leaves(table: Mapping[Any, Any], known: Mapping[str, Any], *, prefix: str, 
             raise ConfigError(f"{source}: key {key!r}{f' in {prefix[:-1]}' if prefix else ''} is not text")
         path = prefix + key
         is_table = path == "backend_config" or any(name.startswith(path + ".") for name in known)
+        if isinstance(value, bool) and f"{path}.enabled" in known:
+            is_table = False
         if is_table and value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{source}: {path} is {value!r}; expected a table of settings")
         nested = cast(Mapping[Any, Any], value) if isinstance(value, Mapping) and path not in known else None

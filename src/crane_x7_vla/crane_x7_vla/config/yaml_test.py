@@ -31,7 +31,7 @@ def test_a_config_survives_the_round_trip(tmp_path: Path, backend: str, with_not
         config_class(backend)(),
         experiment_name="日本 #1",
         data=DataConfig(
-            cameras=(CameraConfig(name="primary", width=64, height=48), CameraConfig(name="side: b", topic="/x")),
+            cameras=(CameraConfig(name="wrist", width=64, height=48), CameraConfig(name="side: b", topic="/x")),
             instruction="line one\nline two # not a comment",
             num_workers=0,
         ),
@@ -128,6 +128,19 @@ def test_the_documented_python_api_makes_the_same_config() -> None:
         "data_root": "./data/tfrecord_logs"}}) == config  # fmt: skip
 
 
+def test_the_documented_python_api_of_openvla() -> None:
+    from crane_x7_vla.config.openvla_config import OpenVLAConfig, OpenVLASpecificConfig
+
+    config = OpenVLAConfig(
+        backend="openvla",
+        data=DataConfig(data_root="./data/tfrecord_logs", cameras=(CameraConfig(name="primary"),)),
+        experiment_name="my_experiment",
+        openvla=OpenVLASpecificConfig(model_id="openvla/openvla-7b", use_lora=True, lora_rank=32),
+    )
+    documented = {"backend": "openvla", "experiment_name": "my_experiment", "backend_config": {"lora_rank": 32}}
+    assert load_config({**documented, "data": {"data_root": "./data/tfrecord_logs"}}) == config
+
+
 @pytest.mark.parametrize(
     ("mapping", "path", "value"),
     [
@@ -135,6 +148,9 @@ def test_the_documented_python_api_makes_the_same_config() -> None:
         ({"openvla_oft": {"lora_rank": 4}}, "openvla_oft.lora_rank", 4),
         ({"openvla_oft.lora_rank": 4}, "openvla_oft.lora_rank", 4),
         ({"backend_config": {"proprio.enabled": False}}, "openvla_oft.proprio.enabled", False),
+        ({"backend_config": {"image_aug": False}}, "openvla_oft.image_aug.enabled", False),
+        ({"openvla_oft": {"image_aug": False}}, "openvla_oft.image_aug.enabled", False),
+        ({"openvla_oft.image_aug": False}, "openvla_oft.image_aug.enabled", False),
         ({"openvla_oft": {"proprio": {"enabled": False}}}, "openvla_oft.proprio.enabled", False),
         ({"training": {"save_steps": 500}}, "training.save_interval", 500),
         ({"training": {"grad_accumulation_steps": 3}}, "training.gradient_accumulation_steps", 3),
@@ -171,7 +187,7 @@ def test_other_spellings_are_read(mapping: dict[str, Any], path: str, value: obj
         ({"data": {"cameras": [{"nam": "x"}]}}, "unknown key 'data.cameras[0].nam'; expected one of name, topic"),
         ({"data": {"cameras": [{"name": "a", "width": "w"}]}}, "data.cameras[0].width is 'w'; expected an integer"),
         ({"data": {"train_split": 0.95, "val_split": 0.1}}, "at most 0.9"),
-        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla-oft"),
+        ({"backend": "gpt"}, "unknown backend 'gpt'; expected one of openvla, openvla-oft, minivla"),
         ({"backend": 3}, "backend is 3"),
         ({"backend": None}, "names no backend"),
         ({3: 4}, "key 3 is not text"),

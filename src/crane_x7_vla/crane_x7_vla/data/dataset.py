@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +180,8 @@ class EpisodeDataset(Dataset[TrainingSample]):
     """Steps of episodes by number, episode after episode; may go to worker processes.
 
     action_source: 'commanded' or 'next_state'. horizon: rows T of a chunk; past the end its last action is repeated and
-    marked as padding. image_size: {camera: (width, height)}, the cameras that observations hold.
+    marked as padding. image_size: {camera: (width, height)}, the cameras that observations hold. history: how many
+    earlier steps they hold as ``past``, fewer as an episode begins.
     """
 
     def __init__(
@@ -190,8 +191,10 @@ class EpisodeDataset(Dataset[TrainingSample]):
         horizon: int,
         action_source: str,
         image_size: Mapping[str, tuple[int, int]],
+        history: int = 0,
     ) -> None:
         self._episodes = tuple(episodes)
+        self._history = history
         self._horizon = horizon
         self._commanded = action_source == "commanded"
         self._image_size = dict(image_size)
@@ -205,14 +208,8 @@ class EpisodeDataset(Dataset[TrainingSample]):
         target = self._targets(episode)
         rows = step + np.arange(self._horizon)
         is_pad = rows >= len(target)
-        in_force = episode.commanded[step - 1] if episode.commanded is not None and step > 0 else None
-        observation = Observation(
-            images=self._images(episode, step),
-            state=episode.state[step],
-            instruction=episode.instruction,
-            stamp=float(episode.stamp[step]),
-            commanded=in_force,
-        )
+        past = tuple(self._observation(episode, step - back) for back in range(1, min(self._history, step) + 1))
+        observation = replace(self._observation(episode, step), past=past)
         return TrainingSample(observation, target[np.minimum(rows, len(target) - 1)], is_pad)
 
     def __iter__(self) -> Iterator[TrainingSample]:
@@ -232,6 +229,16 @@ class EpisodeDataset(Dataset[TrainingSample]):
         number = int(np.searchsorted(self._ends, index, side="right"))
         episode = self._episodes[number]
         return episode, index - (int(self._ends[number]) - len(episode))
+
+    def _observation(self, episode: LoadedEpisode, step: int) -> Observation:
+        in_force = episode.commanded[step - 1] if episode.commanded is not None and step > 0 else None
+        return Observation(
+            images=self._images(episode, step),
+            state=episode.state[step],
+            instruction=episode.instruction,
+            stamp=float(episode.stamp[step]),
+            commanded=in_force,
+        )
 
     def _targets(self, episode: LoadedEpisode) -> np.ndarray:
         if not self._commanded:

@@ -66,6 +66,21 @@ def test_samples_are_the_recorded_steps_and_the_actions_after_them(
                 assert np.array_equal(seen.commanded, episode.commanded[step - 1])
 
 
+def test_observations_hold_the_steps_before_them_newest_first(tmp_path: Path, record_episodes: Record) -> None:
+    episodes = load(record_episodes(tmp_path, 2, n_steps=4))
+    sizes = image_sizes(episodes, CAMERAS)
+    seen = [
+        sample.observation
+        for sample in EpisodeDataset(episodes, horizon=2, action_source="commanded", image_size=sizes, history=2)
+    ]
+    assert [len(observation.past) for observation in seen] == [0, 1, 2, 2] * 2
+    for back, past in enumerate(seen[7].past, start=1):
+        assert past.past == ()
+        assert past.stamp == seen[7 - back].stamp
+        assert np.array_equal(past.state, seen[7 - back].state)
+        assert np.array_equal(past.images["wrist"], seen[7 - back].images["wrist"])
+
+
 def test_a_data_set_may_go_to_worker_processes(tmp_path: Path, record_episodes: Record) -> None:
     original = dataset(load(record_episodes(tmp_path, 2)))
     copy = pickle.loads(pickle.dumps(original))

@@ -1,12 +1,13 @@
 """Decoder stack of the language models (Llama; Qwen2 by ``qkv_bias`` and grouped keys), with Hugging Face's names.
 
 The caller gives embeddings and the attention mask, so one stack serves causal and bidirectional models. A
-layer is split into ``project`` and ``finish`` around ``attend``: a key-value cache, or a second stream that shares the
-attention, goes between the two.
+layer is split into ``project`` and ``finish`` around ``attend``: the cache of keys and values, or a second stream that
+shares the attention, goes between the two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ Rotary = tuple[Tensor, Tensor]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
     """Dimensions, by Hugging Face's names. The defaults are those of Llama's configuration class, which the published
-    OpenVLA relies on (rms_norm_eps 1e-6, not Llama 2's 1e-5)."""
+    OpenVLA relies on (rms_norm_eps 1e-6, not Llama 2's 1e-5). tied_embeddings: the output matrix is the embedding."""
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +33,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     qkv_bias: bool = False
+    tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.num_attention_heads) or self.num_attention_heads % self.num_key_value_heads:
@@ -87,6 +89,33 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class LayerCache:
+    """Keys and values of the tokens that one layer has read, in memory for ``capacity`` tokens taken once.
+
+    How far it is filled is a Python number, so that every shape is known when a CUDA graph is captured. It holds no
+    gradient.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.filled = 0
+        self._memory: tuple[Tensor, ...] = ()
+
+    def extend(
+        self, key: Float[Tensor, "b g n d"], value: Float[Tensor, "b g n d"]
+    ) -> tuple[Float[Tensor, "b g k d"], Float[Tensor, "b g k d"]]:
+        """Add those of n new tokens; all so far. Raises ValueError where they do not fit."""
+        start, self.filled = self.filled, self.filled + key.shape[2]
+        if self.filled > self.capacity:
+            raise ValueError(f"the cache takes {self.capacity} tokens, not {self.filled}")
+        if not self._memory:
+            self._memory = tuple(new.new_empty(*new.shape[:2], self.capacity, new.shape[3]) for new in (key, value))
+        keys, values = self._memory
+        keys[:, :, start : self.filled] = key
+        values[:, :, start : self.filled] = value
+        return keys[:, :, : self.filled], values[:, :, : self.filled]
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm layer."""
 
@@ -111,9 +140,16 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Rotary, mask: Bool[Tensor, "b 1 #n k"] | None, causal: bool
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: Rotary,
+        mask: Bool[Tensor, "b 1 #n k"] | None,
+        causal: bool,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "b n d"]:
         query, key, value = self.project(x, rotary)
+        if cache is not None:
+            key, value = cache.extend(key, value)
         return self.finish(x, attend(query, key, value, mask=mask, causal=causal))
 
 
@@ -135,27 +171,44 @@ class Decoder(nn.Module):
         *,
         mask: Bool[Tensor, "b 1 #n k"] | None = None,
         causal: bool = False,
+        positions: Int[Tensor, "#b n"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """mask: True where a query may look; None: every token sees every other (if ``causal``, those before it).
-        Give no mask when nothing is padded: attention then runs on the fastest kernel. Padding has positions too."""
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        Give no mask when nothing is padded: attention then runs on the fastest kernel. positions: None counts from 0,
+        padding too. cache: see ``new_cache``; ``causal`` is for the first call with it."""
+        if positions is None:
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotary = rotary_table(positions, self.config, embeddings.dtype)
         x = embeddings
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, rotary, mask, causal, use_reentrant=False)
             else:
-                x = layer(x, rotary, mask, causal)
+                x = layer(x, rotary, mask, causal, None if cache is None else cache[index])
         return self.norm(x)
+
+    def new_cache(self, capacity: int) -> list[LayerCache]:
+        """Empty cache, one part per layer, for calls that continue one another: later tokens see those before."""
+        return [LayerCache(capacity) for _ in self.layers]
 
 
 class CausalLM(nn.Module):
-    """Decoder and output matrix under the names ``model`` and ``lm_head``."""
+    """Decoder and output matrix under the names ``model`` and ``lm_head``; tied embeddings leave no ``lm_head``."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def logits(self, states: Float[Tensor, "b n d"], rows: range | None = None) -> Float[Tensor, "b n v"]:
+        """Scores of every token, or of the tokens ``rows`` alone."""
+        start, stop = (None, None) if rows is None else (rows.start, rows.stop)
+        if self.lm_head is None:
+            return F.linear(states, self.model.embed_tokens.weight[start:stop])
+        if type(self.lm_head) is nn.Linear:
+            return F.linear(states, self.lm_head.weight[start:stop])
+        return self.lm_head(states)[..., start:stop]  # an adapter: its part is not in ``weight``
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -27,12 +28,15 @@ def models(kind: str) -> tuple[CausalLM, torch.nn.Module]:
     if kind == "llama":
         oracle, ours = LlamaForCausalLM(LlamaConfig(**DIMENSIONS)), CausalLM(DecoderConfig(**DIMENSIONS))
     else:
-        config = Qwen2Config(**DIMENSIONS, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-        oracle = Qwen2ForCausalLM(config)
-        ours = CausalLM(DecoderConfig(**DIMENSIONS, rope_theta=1e6, qkv_bias=True))
+        rope = {"rope_type": "default", "rope_theta": 1e6}
+        oracle = Qwen2ForCausalLM(Qwen2Config(**DIMENSIONS, rope_parameters=rope, tie_word_embeddings=True))
+        ours = CausalLM(DecoderConfig(**DIMENSIONS, rope_theta=1e6, qkv_bias=True, tied_embeddings=True))
     for parameter in oracle.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    ours.load_state_dict(oracle.state_dict(), strict=True)
+    weights = oracle.state_dict()
+    if kind == "qwen2":
+        del weights["lm_head.weight"]  # the embedding under a second name
+    ours.load_state_dict(weights, strict=True)
     return ours.eval(), oracle.eval()
 
 
@@ -45,7 +49,7 @@ def test_causal_logits_equal_those_of_transformers(kind: str) -> None:
     ours, oracle = models(kind)
     ids = torch.randint(50, (2, 11))
     with torch.inference_mode():
-        logits = ours.lm_head(ours.model(ours.model.embed_tokens(ids), causal=True))
+        logits = ours.logits(ours.model(ours.model.embed_tokens(ids), causal=True))
         expected = oracle(input_ids=ids).logits
     assert difference(logits, expected) < 1e-5
 
@@ -85,3 +89,36 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         ours.model(ours.model.embed_tokens(torch.arange(5)[None])).square().sum().backward()
         gradients.append([parameter.grad for parameter in ours.model.layers.parameters()])
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_sequence_read_in_pieces_over_the_cache_gives_the_same_states(kind: str) -> None:
+    ours, _ = models(kind)
+    ids = torch.randint(50, (2, 8))
+    cache = ours.model.new_cache(8)
+    with torch.inference_mode():
+        whole = ours.model(ours.model.embed_tokens(ids), causal=True)
+        pieces = [ours.model(ours.model.embed_tokens(ids[:, :5]), causal=True, cache=cache)]
+        for place in range(5, 8):
+            embeddings, positions = ours.model.embed_tokens(ids[:, place : place + 1]), torch.tensor([[place]])
+            pieces.append(ours.model(embeddings, positions=positions, cache=cache))
+        assert difference(torch.cat(pieces, dim=1), whole) < 1e-5
+        with pytest.raises(ValueError, match="the cache takes 8 tokens, not 9"):
+            ours.model(embeddings, positions=torch.tensor([[8]]), cache=cache)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_scores_of_some_tokens_are_those_of_all(kind: str) -> None:
+    ours, _ = models(kind)
+    states = torch.randn(1, 3, 32)
+    torch.testing.assert_close(ours.logits(states, range(20, 36)), ours.logits(states)[..., 20:36])
+
+
+def test_scores_of_some_tokens_count_an_adapter_on_the_output_matrix() -> None:
+    ours, _ = models("llama")
+    states = torch.randn(1, 3, 32)
+    bare = ours.logits(states, range(20, 36))
+    inject_adapter_in_model(LoraConfig(target_modules=["lm_head"], init_lora_weights=False), ours)
+    adapted = ours.logits(states, range(20, 36))
+    assert not torch.allclose(adapted, bare)
+    torch.testing.assert_close(adapted, ours.logits(states)[..., 20:36])

@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from crane_x7_vla.models.heads import L1ActionHead, ProprioProjector
-from crane_x7_vla.models.prismatic import PrismaticConfig, PrismaticModel, insert_after_first, key_mask
+from crane_x7_vla.models.prismatic import (
+    PrismaticConfig,
+    PrismaticModel,
+    consecutive_rows,
+    insert_after_first,
+    key_mask,
+)
 
 ACTION_HEAD = "action_head"
 PROPRIO = "proprio_projector"
@@ -22,13 +28,18 @@ PROPRIO = "proprio_projector"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OFTHeadConfig:
-    """What is added to the trunk. state_dim None: no proprioception token."""
+    """What is added to the trunk. state_dim None: no proprioception token.
+
+    film_counts_padding: whether padding is part of the text whose mean FiLM reads in training, as in the reference: a
+    prompt then means something else beside a longer one.
+    """
 
     action_dim: int
     action_horizon: int
     hidden_dim: int
     num_blocks: int
     state_dim: int | None
+    film_counts_padding: bool = False
 
     @property
     def slots(self) -> int:
@@ -89,7 +100,7 @@ class OpenVLAOFT(PrismaticModel):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         is_slot = (places >= prompt_length[:, None]) & (places < prompt_length[:, None] + self.head.slots)
         text = decoder.embed_tokens(input_ids).masked_fill(is_slot[..., None], 0)
-        inserted = [self.embed_images(pixel_values, self._language(text))]
+        inserted = [self.embed_images(pixel_values, self._language(text, attention_mask))]
         if self.head.state_dim is not None:
             if proprio is None:
                 raise ValueError("this model was built with a proprioception token, but no proprio was given")
@@ -97,12 +108,15 @@ class OpenVLAOFT(PrismaticModel):
         count = sum(tokens.shape[1] for tokens in inserted)
         mask = None if attention_mask is None else key_mask(attention_mask, count)
         states = decoder(insert_after_first(text, *inserted), mask=mask)
-        first = prompt_length + (count - 1)
-        rows = first[:, None] + torch.arange(self.head.slots, device=first.device)
-        return states.gather(1, rows[..., None].expand(-1, -1, states.shape[2]))
+        return consecutive_rows(states, prompt_length + (count - 1), self.head.slots)
 
-    def _language(self, text: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"] | None:
-        """Mean embedding of the text, for FiLM; padding counts, the slots do not, as in the reference."""
+    def _language(
+        self, text: Float[Tensor, "b n d"], attention_mask: Bool[Tensor, "b n"] | None
+    ) -> Float[Tensor, "b d"] | None:
+        """Mean embedding of the text without the slots, for FiLM."""
         if self.prismatic.towers[0].film_width is None:
             return None
-        return text.sum(1) / (text.shape[1] - self.head.slots)
+        if attention_mask is None or (self.training and self.head.film_counts_padding):
+            return text.sum(1) / (text.shape[1] - self.head.slots)
+        words = attention_mask.sum(1, keepdim=True) - self.head.slots
+        return (text * attention_mask[..., None]).sum(1) / words

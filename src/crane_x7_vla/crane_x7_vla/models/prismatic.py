@@ -5,7 +5,7 @@ Attribute names are the published ones (HF OpenVLA), so a published checkpoint's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,11 @@ class PrismaticConfig:
     def channels(self) -> int:
         """Channels of one preprocessed image: three per tower."""
         return 3 * len(self.towers)
+
+    def with_film(self) -> PrismaticConfig:
+        """The same trunk with language modulating every block of the towers (OpenVLA-OFT+)."""
+        width = self.decoder.hidden_size
+        return replace(self, towers=tuple(replace(tower, film_width=width) for tower in self.towers))
 
 
 class VisionBackbone(nn.Module):
@@ -112,6 +117,14 @@ class PrismaticModel(nn.Module):
 def insert_after_first(text: Float[Tensor, "b n d"], *inserted: Float[Tensor, "b _ d"]) -> Float[Tensor, "b m d"]:
     """[first text token] + inserted tokens + [the other text tokens] (modeling_prismatic.py:382-390)."""
     return torch.cat([text[:, :1], *(tokens.to(text.dtype) for tokens in inserted), text[:, 1:]], dim=1)
+
+
+def consecutive_rows(
+    states: Float[Tensor, "b n d"], first: Int[Tensor, " b"], count: int
+) -> Float[Tensor, "b count d"]:
+    """``count`` rows of each sample, from its own ``first`` on."""
+    rows = first[:, None] + torch.arange(count, device=states.device)
+    return states.take_along_dim(rows[..., None], dim=1)
 
 
 def key_mask(attention_mask: Int[Tensor, "b n"] | Bool[Tensor, "b n"], inserted: int) -> Bool[Tensor, "b 1 1 m"]:

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crane_x7_vla.models import decoder, heads, openvla_oft, prismatic, vit
+from crane_x7_vla.models import action_tokens, decoder, decoding, heads, openvla, openvla_oft, prismatic, vit
 from crane_x7_vla.models.decoder import DecoderConfig
+from crane_x7_vla.models.openvla import OpenVLA
 from crane_x7_vla.models.openvla_oft import OFTHeadConfig, OpenVLAOFT
 from crane_x7_vla.models.prismatic import PrismaticConfig
 from crane_x7_vla.models.vit import ViTConfig
 
 torch.set_num_threads(1)
-MODULES = (vit, decoder, prismatic, heads, openvla_oft)
+MODULES = (vit, decoder, prismatic, heads, openvla_oft, decoding, openvla, action_tokens)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +50,7 @@ def check(value: Any, hint: Any, where: str) -> None:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> OpenVLAOFT:
+def checks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in MODULES:
         for name, value in vars(module).copy().items():
             if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
@@ -58,7 +59,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> OpenVLAOFT:
                 for method, function in vars(value).copy().items():
                     if isinstance(function, types.FunctionType) and method != "__init__":
                         monkeypatch.setattr(value, method, checked(function))
-    tower = ViTConfig(image_size=16, patch_size=8, width=16, blocks=1, heads=2, mlp_width=24, film_width=24)
+
+
+def trunk(*, film: bool) -> PrismaticConfig:
+    film_width = 24 if film else None
+    tower = ViTConfig(image_size=16, patch_size=8, width=16, blocks=1, heads=2, mlp_width=24, film_width=film_width)
     llm = DecoderConfig(
         vocab_size=20,
         hidden_size=24,
@@ -67,8 +72,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> OpenVLAOFT:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
+    return PrismaticConfig(towers=(tower, tower), decoder=llm)
+
+
+@pytest.fixture
+def model(checks: None) -> OpenVLAOFT:
     head = OFTHeadConfig(action_dim=3, action_horizon=2, hidden_dim=8, num_blocks=1, state_dim=3)
-    return OpenVLAOFT(PrismaticConfig(towers=(tower, tower), decoder=llm), head)
+    return OpenVLAOFT(trunk(film=True), head)
 
 
 def inputs() -> dict[str, Tensor]:
@@ -88,3 +98,13 @@ def test_a_forward_pass_keeps_to_every_written_shape(model: OpenVLAOFT) -> None:
 def test_the_check_notices_a_wrong_shape(model: OpenVLAOFT) -> None:
     with pytest.raises(TypeError, match=r"OpenVLAOFT.forward\(prompt_length\)"):
         model(**{**inputs(), "prompt_length": torch.tensor([5, 7, 7])})
+
+
+@pytest.mark.usefixtures("checks")
+def test_action_tokens_keep_to_every_written_shape() -> None:
+    model, bins = OpenVLA(trunk(film=False)), action_tokens.TokenBins(end=18, bins=8)
+    pixels, prompts, length = torch.randn(2, 6, 16, 16), torch.randint(20, (2, 7)), torch.tensor([5, 7])
+    targets = bins.ids(torch.rand(2, 3))
+    assert model(pixels, prompts, targets, length).shape == (2, 3, 20)
+    tokens = model.generate(pixels, prompts, length, count=3, rows=bins.rows)
+    assert bins.values(tokens).shape == (2, 3)

@@ -122,14 +122,24 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.film = config.film_width is not None
         if config.film_width is not None:
-            self.scale = nn.Linear(config.film_width, config.width)
-            self.shift = nn.Linear(config.film_width, config.width)
+            self.scale = _zero_linear(config.film_width, config.width)
+            self.shift = _zero_linear(config.film_width, config.width)
 
     def forward(self, x: Float[Tensor, "b n c"], language: Float[Tensor, "b d"] | None) -> Float[Tensor, "b n c"]:
         x = x + self.ls1(self.attn(self.norm1(x)))
         if self.film:
-            x = x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
+            assert language is not None
+            scale, shift = (layer(language.to(layer.weight.dtype)).to(x.dtype) for layer in (self.scale, self.shift))
+            x = x * (1 + scale[:, None]) + shift[:, None]
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """So that FiLM changes nothing until it has learnt something."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class VisionTransformer(nn.Module):

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from crane_x7_vla.backends.base import Backend
+from crane_x7_vla.backends.base import Backend, Batch
 from crane_x7_vla.backends.device import chosen_device, torch_device
 from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.errors import USER_ERRORS, CheckpointError
+from crane_x7_vla.policies.graph import StaticFunction
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.types import ActionChunk, Observation
 
@@ -61,9 +62,23 @@ class Policy(Protocol):
 
 
 class LocalPolicy:
-    """A backend and its model on a device of this machine; on a CPU in float32, four bytes for each weight."""
+    """A backend and its model on a device of this machine; on a CPU in float32, four bytes for each weight.
 
-    def __init__(self, backend: Backend, model: nn.Module, *, device: str = "cpu") -> None:
+    graph: everything from the cameras' images to the model's answer runs on the device, on a GPU as one CUDA graph for
+    each number of observations and tokens; the first call with a new one takes seconds. For backends whose prediction
+    depends on the observations alone: ``running`` and ``rng`` do not reach them then. prompt_multiple: with ``graph``,
+    prompts are padded to a multiple of that many tokens; fewer graphs, but each has masks to heed.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: nn.Module,
+        *,
+        device: str = "cpu",
+        graph: bool = False,
+        prompt_multiple: int = 1,
+    ) -> None:
         config: VLAConfig = backend.config
         self._device = torch_device(device)
         self._backend = backend
@@ -71,6 +86,9 @@ class LocalPolicy:
         precision = config.training.mixed_precision if self._device.type == "cuda" else "no"
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._model = (model if self._autocast is not None else model.float()).to(self._device).eval()
+        self._prompt_multiple = prompt_multiple
+        capture = self._device.type == "cuda"
+        self._static = StaticFunction(self._predict_raw, device=self._device, capture=capture) if graph else None
         self.spec = PolicySpec(
             robot=robot_spec(config.robot),
             cameras=backend.spec.cameras,
@@ -92,19 +110,32 @@ class LocalPolicy:
     ) -> list[ActionChunk]:
         """See ``Policy.infer``."""
         processor = self._backend.processor
-        batch = processor.collate([processor.encode(observation) for observation in observations])
-        batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
-        ):
-            prediction = self._backend.predict(self._model, batch, running=running, rng=rng)
+        if self._static is None:
+            batch = processor.collate([processor.encode(observation) for observation in observations])
+            batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+            prediction = self._predict(batch, running=running, rng=rng)
+        else:
+            samples = [processor.encode_raw(observation) for observation in observations]
+            prediction = self._static(processor.collate(samples, multiple=self._prompt_multiple))
         actions = processor.decode(prediction, observations)
         self._check_finite(actions)
         return [
             ActionChunk(actions=chunk, dt=self.spec.dt, stamp=observation.stamp)
             for chunk, observation in zip(actions, observations, strict=True)
         ]
+
+    def _predict(
+        self, batch: Batch, *, running: Sequence[Any] | None = None, rng: torch.Generator | None = None
+    ) -> Tensor:
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
+        ):
+            return self._backend.predict(self._model, batch, running=running, rng=rng)
+
+    @torch.inference_mode()
+    def _predict_raw(self, batch: Batch) -> Tensor:
+        return self._predict(self._backend.processor.prepare(batch))
 
     def _check_finite(self, actions: np.ndarray) -> None:
         wrong = np.asarray(~np.isfinite(actions).all(axis=(0, 1)))
@@ -113,16 +144,16 @@ class LocalPolicy:
             raise FloatingPointError(f"the policy predicted NaN or infinity for {', '.join(joints)}")
 
 
-def load_policy(directory: Path, *, device: str = "cpu") -> LocalPolicy:
+def load_policy(directory: Path, *, device: str = "cpu", graph: bool = False) -> LocalPolicy:
     """The policy of a merged model directory, or of a checkpoint-N with adapters on its base model.
 
-    device: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+    device: cpu, cuda, cuda:N, or auto for a GPU where there is one. graph: see ``LocalPolicy``.
     Raises CheckpointError "Failed to load VLA model: …" that names what is missing and what to type.
     """
     try:
         device = chosen_device(device)
         torch_device(device)  # before minutes of loading
         backend, model = restore_backend(Path(directory))
-        return LocalPolicy(backend, model, device=device)
+        return LocalPolicy(backend, model, device=device, graph=graph)
     except USER_ERRORS as error:
         raise CheckpointError(f"Failed to load VLA model: {error}") from error

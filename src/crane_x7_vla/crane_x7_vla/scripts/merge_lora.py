@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from crane_x7_vla.backends.base import Backend
 from crane_x7_vla.backends.restoring import restore_backend
@@ -33,7 +34,6 @@ from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
 from crane_x7_vla.errors import CheckpointError
-from crane_x7_vla.policies.policy import LocalPolicy, load_policy
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.training.preflight import check_folder
 from crane_x7_vla.types import Observation
@@ -89,7 +89,7 @@ def merge(
         gigabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e9
         print(f"      folding and comparing in float32 takes {gigabytes:.1f} GB of memory")
         probes = _probes(config, robot_spec(config.robot), statistics, backend)
-        expected = _actions(LocalPolicy(backend, model), probes)
+        expected = _actions(backend, model, probes)
 
         target = _DTYPES[dtype] or stored
         print(f"[2/4] folding in float32, storing as {_name(target)}")
@@ -103,7 +103,7 @@ def merge(
         del model, merged
 
         print("[4/4] comparing the actions of the merged directory with those of the adapters on the base")
-        difference = float(np.abs(_actions(load_policy(unfinished), probes) - expected).max())
+        difference = float(np.abs(_actions(*restore_backend(unfinished), probes) - expected).max())
         _check(difference, tolerance, target)
         information = {
             "adapter_path": str(checkpoint / ADAPTERS),
@@ -246,8 +246,11 @@ def _probes(config: VLAConfig, robot: RobotSpec, statistics: DatasetStatistics, 
     return probes
 
 
-def _actions(policy: LocalPolicy, probes: list[Observation]) -> np.ndarray:
-    return np.stack([chunk.actions for chunk in policy.infer(probes)])
+def _actions(backend: Backend, model: nn.Module, probes: list[Observation]) -> np.ndarray:
+    """float32 [n, T, A] rad, computed in float32; ``model`` stays in it."""
+    batch = backend.processor.collate([backend.processor.encode(probe) for probe in probes])
+    with torch.inference_mode():
+        return backend.processor.decode(backend.comparable(model.float().eval(), batch), probes)
 
 
 def _print_report(report: FoldReport, dtype: torch.dtype) -> None:

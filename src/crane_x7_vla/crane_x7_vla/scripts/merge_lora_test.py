@@ -24,6 +24,7 @@ FILES = {
     "config.yaml",
     "action_head.safetensors",
     "proprio_projector.safetensors",
+    "film.safetensors",
     "merge_info.json",
 }
 

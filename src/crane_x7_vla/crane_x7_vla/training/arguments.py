@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crane_x7_vla.backends import BACKENDS, backend_entry, config_class
+from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.checkpoints.base_model import local_model
 from crane_x7_vla.checkpoints.store import CheckpointStore, refuse_experiment
 from crane_x7_vla.config.base import VLAConfig
@@ -63,12 +64,19 @@ class EvaluateCommand:
     output: Path | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VQCommand:
+    """train-vq: a MiniVLA's settings, some of which are the VQ's."""
+
+    config: MiniVLAConfig
+
+
 @dataclass(frozen=True, slots=True)
 class BackendsCommand:
     """backends: list them."""
 
 
-Command = TrainCommand | ConfigCommand | EvaluateCommand | BackendsCommand
+Command = TrainCommand | VQCommand | ConfigCommand | EvaluateCommand | BackendsCommand
 
 
 def parse_command(argv: Sequence[str], *, environ: Mapping[str, str]) -> Command:
@@ -136,7 +144,7 @@ def _program(command: str) -> str:
 
 
 def _parser(command: str, description: str | None = None) -> _Parser:
-    rest = {"": "COMMAND …", "evaluate": "--checkpoint DIR [settings]", "backends": ""}.get(
+    rest = {"": "COMMAND …", "evaluate": "--checkpoint DIR [settings]", "train-vq": "[settings]", "backends": ""}.get(
         command, "BACKEND [settings]"
     )
     return _Parser(
@@ -151,11 +159,12 @@ def _parser(command: str, description: str | None = None) -> _Parser:
 def _split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     commands = {
         "train": "train a backend on recorded episodes",
+        "train-vq": "learn the VQ that minivla's action tokens stand for, before minivla is trained",
         "config": "write a config file with every setting of a backend",
         "evaluate": "errors of a checkpoint on recorded episodes",
         "backends": "list the backends",
     }
-    listing = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
+    listing = "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
     if not argv or argv[0] in ("-h", "--help"):
         if argv:
             parser = _parser("", f"commands:\n{listing}\n\nmore: {PROGRAM} COMMAND --help")
@@ -169,13 +178,17 @@ def _split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     return argv[0], list(argv[1:])
 
 
-def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> TrainCommand | ConfigCommand:
+def _parse_config(
+    command: str, argv: Sequence[str], environ: Mapping[str, str]
+) -> TrainCommand | VQCommand | ConfigCommand:
     named, file, resume = _find_backend(argv)
     mapping = read_yaml(file) if file is not None else {}
     for source in (file, resume):
         in_source = None if source is None else backend_name(read_yaml(source), source=str(source))
         if in_source is not None:
             named[str(source)] = in_source
+    if command == "train-vq":
+        named["train-vq"] = "minivla"
     if not named and not _wants_help(argv):
         example = f"{_program(command)} {'--backend ' if command == 'config' else ''}{next(iter(BACKENDS))}"
         raise ConfigError(f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: {example}")
@@ -186,10 +199,10 @@ def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str])
     parser.add_argument("backend", nargs="?", metavar="BACKEND", help=f"one of {', '.join(BACKENDS)}")
     parser.add_argument("--backend", dest="backend_flag", metavar="BACKEND", help="the same, as a flag")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it")
-    if command != "train":
+    if command in ("config", "statistics"):
         place = "standard output" if command == "config" else "dataset_statistics.json in the data root"
         parser.add_argument("--output", type=Path, metavar="FILE", help=f"file to write (default: {place})")
-    else:
+    elif command == "train":
         parser.add_argument(
             "--print-config",
             action="store_true",
@@ -207,6 +220,10 @@ def _parse_config(command: str, argv: Sequence[str], environ: Mapping[str, str])
     if command == "train":
         layers.insert(1, _resume_layer(merge(layers).values, config_type))
     merged = merge(layers)
+    if command == "train-vq":
+        config = build(config_type, merged.values)
+        assert isinstance(config, MiniVLAConfig)
+        return VQCommand(config=config)
     if command != "train":
         return ConfigCommand(config=build(config_type, merged.values), output=options.output)
     config = build(config_type, _with_whole_base_path(merged.values, config_type))
@@ -295,6 +312,8 @@ def _agree(named: Mapping[str, str]) -> str:
 def _description(command: str, backend: str | None) -> str:
     what = {
         "train": "Train a backend on recorded episodes.",
+        "train-vq": "Learn the VQ that minivla's action tokens stand for. It goes to OUTPUT_DIR/EXPERIMENT_NAME/vq.\n"
+        "The settings are minivla's: give those that it will be trained with, best in one --config file.",
         "config": "Write a config file with every setting of a backend.",
         "statistics": "Compute what states and actions are normalised with, for data.statistics_path.",
     }[command]

@@ -19,13 +19,17 @@ NO_ENVIRONMENT: Mapping[str, str] = {}
 ACCEPTED = {
     "robot": "other_robot",
     "data.train_split": "0.5",
-    "data.cameras": "primary,side",
+    "data.cameras": "side,wrist",
     "training.device": "cpu",
-    "openvla_oft.model_id": "some/other",
-    "openvla_oft.architecture": "tiny",
     "openvla_oft.n_action_steps": "4",
-    "openvla_oft.prompt": "do {instruction}",
-    "openvla_oft.image_aug.hue": "0.1",
+    "minivla.vq.n_embed": "128",
+}
+# The same in the block of every backend that has them.
+ACCEPTED_OF_BACKENDS = {
+    "model_id": "some/other",
+    "architecture": "tiny",
+    "prompt": "do {instruction}",
+    "image_aug.hue": "0.1",
 }
 # Settings with only one accepted value in this version, that another one must match, or (the last) with a test below.
 FIXED = {
@@ -42,8 +46,9 @@ def parse_train(*argv: str, environ: Mapping[str, str] = NO_ENVIRONMENT) -> Trai
 
 
 def another_value(setting: Setting) -> str:
-    if setting.path in ACCEPTED:
-        return ACCEPTED[setting.path]
+    accepted = ACCEPTED.get(setting.path) or ACCEPTED_OF_BACKENDS.get(setting.path.partition(".")[2])
+    if accepted is not None:
+        return accepted
     kind = setting.type
     if setting.optional:
         kind = typing.get_args(kind)[0]
@@ -204,14 +209,14 @@ def test_backends_that_disagree_are_refused(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command; expected one of train, config, evaluate, backends"),
+        ([], "no command; expected one of train, train-vq, config, evaluate, backends"),
         (
             ["trian"],
-            "unknown command 'trian'; expected one of train, config, evaluate, backends; did you mean 'train'?",
+            "unknown command 'trian'; expected one of train, train-vq, config, evaluate, backends; did you mean",
         ),
-        (["train"], "no backend given; expected one of openvla-oft; type for instance: python -m"),
+        (["train"], f"no backend given; expected one of {', '.join(BACKENDS)}; type for instance: python -m"),
         (["config"], "no backend given"),
-        (["train", "gpt"], "unknown backend 'gpt'; expected one of openvla-oft"),
+        (["train", "gpt"], f"unknown backend 'gpt'; expected one of {', '.join(BACKENDS)}"),
         (["train", "openvla-oft", "--lora-rnak", "3"], "unknown argument '--lora-rnak'; did you mean '--lora-rank'?"),
         (["train", "openvla-oft", "extra"], "unknown argument 'extra'"),
         (["train", "openvla-oft", "--batch-size"], "expected one argument"),

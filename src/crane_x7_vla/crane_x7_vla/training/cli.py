@@ -1,4 +1,4 @@
-"""``python -m crane_x7_vla.training.cli train|config|evaluate|backends``; ``arguments`` says which flags there are."""
+"""``python -m crane_x7_vla.training.cli train|train-vq|config|evaluate|backends``; ``arguments`` has the flags."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from crane_x7_vla.command import INTERRUPTED, run_command
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.robot import robot_spec
 from crane_x7_vla.training.arguments import (
+    PROGRAM,
     BackendsCommand,
     Command,
     ConfigCommand,
     EvaluateCommand,
     TrainCommand,
+    VQCommand,
     backend_list,
     config_text,
     parse_command,
@@ -32,6 +34,8 @@ def _dispatch(command: Command) -> int:
     """Heavy imports come here, so that help, errors and configs are quick."""
     if isinstance(command, TrainCommand):
         return _train(command)
+    if isinstance(command, VQCommand):
+        return _train_vq(command)
     if isinstance(command, EvaluateCommand):
         return _evaluate(command)
     if isinstance(command, ConfigCommand):
@@ -54,6 +58,16 @@ def _train(command: TrainCommand) -> int:
         return INTERRUPTED
     if _is_main_process():
         print(f"trained {results.step} steps: {results.checkpoint}")
+    return 0
+
+
+def _train_vq(command: VQCommand) -> int:
+    from crane_x7_vla.training.vq import train_vq, vq_report
+
+    _log_to_stderr()
+    results = train_vq(command.config)
+    print(vq_report(results, robot_spec(command.config.robot)))
+    print(f"wrote {results.directory}; train with it: {PROGRAM} train minivla --vq-path {results.directory}")
     return 0
 
 

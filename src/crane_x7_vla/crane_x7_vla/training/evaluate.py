@@ -48,7 +48,11 @@ def evaluate_checkpoint(config: VLAConfig, checkpoint: Path, *, test_data: Path 
     source = choose_action_source(episodes, config.data.action_source)
     config = fill_in(config, sizes=image_sizes(episodes, cameras), action_source=source)
     dataset = EpisodeDataset(
-        episodes, horizon=config.action_horizon, action_source=source, image_size=camera_sizes(config)
+        episodes,
+        horizon=config.action_horizon,
+        action_source=source,
+        image_size=camera_sizes(config),
+        history=config.history,
     )
     backend, model = restore_backend(checkpoint, config=config)
     return evaluate(

@@ -65,8 +65,11 @@ class TrainingData:
     num_workers: int
 
 
-def prepare_data(config: VLAConfig) -> TrainingData:
-    """Find, check and split the episodes, and compute the statistics of the training ones. Raises DataError."""
+def prepare_data(config: VLAConfig, *, images: bool = True) -> TrainingData:
+    """Find, check and split the episodes, and compute the statistics of the training ones. Raises DataError.
+
+    images: whether samples hold any, and the past ones that the model sees.
+    """
     data, robot = config.data, robot_spec(config.robot)
     root = Path(data.data_root)
     paths = find_episodes(root)
@@ -75,7 +78,7 @@ def prepare_data(config: VLAConfig) -> TrainingData:
     )
     num_workers = choose_workers(data, config.training.device)
     cache = data.cache_gb * 1e9 if num_workers == 0 else 0.0
-    cameras = [camera.name for camera in config.cameras]
+    cameras = [camera.name for camera in config.cameras] if images else []
     episodes = load_episodes(
         [*train_paths, *val_paths],
         robot=robot,
@@ -88,7 +91,13 @@ def prepare_data(config: VLAConfig) -> TrainingData:
     logger.info("actions are the %s", "commanded joint targets" if source == "commanded" else "next measured states")
     config = fill_in(config, sizes=image_sizes(episodes, cameras), action_source=source)
     train, val = (
-        EpisodeDataset(part, horizon=config.action_horizon, action_source=source, image_size=camera_sizes(config))
+        EpisodeDataset(
+            part,
+            horizon=config.action_horizon,
+            action_source=source,
+            image_size=camera_sizes(config) if images else {},
+            history=config.history if images else 0,
+        )
         for part in (episodes[: len(train_paths)], episodes[len(train_paths) :])
     )
     logger.info(
@@ -200,7 +209,7 @@ class _EvaluationCollate:
         encoded = [self._processor.encode(s.observation, s.actions, is_pad=s.is_pad) for s in samples]
         return EvaluationBatch(
             batch=self._processor.collate(encoded),
-            observations=[replace(sample.observation, images={}) for sample in samples],
+            observations=[replace(sample.observation, images={}, past=()) for sample in samples],
             actions=np.stack([sample.actions for sample in samples]),
             is_pad=np.stack([sample.is_pad for sample in samples]),
             is_start=np.array([is_start for _, is_start in items]),

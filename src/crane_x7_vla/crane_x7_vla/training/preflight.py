@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 _FIXED_DATA = ("cameras", "instruction", "control_hz", "action_source")
 
 
+# Where things lie that checkpoints hold themselves; ``Backend.check_base`` compares what is in them.
+_PLACES = ("minivla.vq.path",)
+
+
 def check_device(training: TrainingConfig) -> None:
     """Raise ConfigError where the device is not there, or cannot compute in the precision asked for."""
     if torch_device(training.device).type == "cuda":
@@ -104,7 +108,7 @@ def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) ->
     for path in settings(type(config)):
         old, new = value_at(before, path), value_at(config, path)
         section, _, name = path.partition(".")
-        if old == new or path == "training.resume_from_checkpoint":
+        if old == new or path == "training.resume_from_checkpoint" or path in _PLACES:
             continue
         if path == f"{config.block}.model_id" and old and new and is_same_model(old, new):
             continue

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from crane_x7_vla.backends.openvla_oft.config import ImageAugConfig, OpenVLAOFTConfig
+from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.backends.prismatic_config import ImageAugConfig
 from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.training.trainer import VLATrainer
 

@@ -97,8 +97,8 @@ def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Genera
 def crop_and_resize(pixels: np.ndarray, top: float, left: float, side: float) -> np.ndarray:
     """A square part of a square image, resized back: bilinear, corners aligned, no antialiasing, as
     tf.image.crop_and_resize. pixels: float32 [S, S, 3]. top, left, side: shares of the image's side."""
-    rows = _resampling(len(pixels), top, side)
-    columns = _resampling(len(pixels), left, side)
+    rows = bilinear_weights(len(pixels), top, side)
+    columns = bilinear_weights(len(pixels), left, side)
     return columns @ np.tensordot(rows, pixels, axes=1)
 
 
@@ -131,11 +131,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return np.clip(pixels * np.float32(255.5), 0, 255).astype(np.uint8)
 
 
-def _float32(values: tuple[float, ...]) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
-
-
-def _resampling(size: int, start: float, side: float) -> np.ndarray:
+def bilinear_weights(size: int, start: float, side: float) -> np.ndarray:
     """float32 [size, size]: bilinear weights of the source pixels for each target pixel along one axis."""
     places = (start + side * np.arange(size) / (size - 1)) * (size - 1)
     low = np.clip(np.floor(places).astype(int), 0, size - 2)
@@ -144,3 +140,7 @@ def _resampling(size: int, start: float, side: float) -> np.ndarray:
     weights[np.arange(size), low] = 1 - share
     weights[np.arange(size), low + 1] = share
     return weights
+
+
+def _float32(values: tuple[float, ...]) -> np.ndarray:
+    return np.array(values, dtype=np.float32)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 PLACEHOLDER = "{instruction}"
 OPENVLA_PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+QWEN_PROMPT = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nWhat action should the robot take to {instruction}?<|im_end|>\n<|im_start|>assistant\n"
+)
+"""MiniVLA's (openvla-mini qwen_prompter.py at 0822b36)."""
 
 SMALL_TOKENIZER_SPECIALS = ("<unk>", "<s>", "</s>", "▁", "<PAD>")
 """Special tokens of the tokenizer of small models; <s> and </s> have Llama's ids."""

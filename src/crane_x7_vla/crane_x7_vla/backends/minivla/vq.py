@@ -1,0 +1,87 @@
+"""The VQ that a MiniVLA is trained with: what it must agree with, and the units of its chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from crane_x7_vla.backends.action_units import ActionUnits
+from crane_x7_vla.backends.minivla.config import MiniVLAConfig
+from crane_x7_vla.checkpoints.vq import TrainedVQ, VQUnits, load_vq
+from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.models.vq import VQShape
+from crane_x7_vla.robot import RobotSpec
+from crane_x7_vla.transforms.action import Normalization
+
+_TRAIN = "train one with: python -m crane_x7_vla.training.cli train-vq"
+
+
+def vq_shape(config: MiniVLAConfig, robot: RobotSpec) -> VQShape:
+    """Dimensions that the config says."""
+    vq = config.minivla.vq
+    return VQShape(
+        action_horizon=vq.action_horizon,
+        action_dim=robot.size,
+        n_latent=vq.n_latent,
+        n_embed=vq.n_embed,
+        n_groups=vq.n_groups,
+    )
+
+
+def vq_units(config: MiniVLAConfig, robot: RobotSpec) -> VQUnits:
+    """What the config's actions are in."""
+    settings = config.minivla
+    return VQUnits(
+        joint_names=robot.joint_names,
+        action_form=settings.action_form,
+        action_source=config.data.action_source,
+        normalization=settings.normalization,
+        span_floor=settings.span_floor,
+    )
+
+
+def fitting_vq(directory: Path, config: MiniVLAConfig, robot: RobotSpec) -> TrainedVQ:
+    """The VQ in a directory; raises ConfigError where it is not for this robot and these settings."""
+    trained = load_vq(directory)
+    found, expected = trained.vq.shape, vq_shape(config, robot)
+    if found.action_dim != expected.action_dim:
+        raise ConfigError(
+            f"the VQ in {directory} is for {found.action_dim} numbers, {robot.name} has {expected.action_dim} joints; "
+            f"{_TRAIN}"
+        )
+    wanted = {f"minivla.vq.{name}": value for name, value in dataclasses.asdict(expected).items()}
+    settings = dataclasses.asdict(vq_units(config, robot))
+    wanted |= {f"data.{name}" if name == "action_source" else f"minivla.{name}": settings[name] for name in settings}
+    has = {**dataclasses.asdict(found), **dataclasses.asdict(trained.units)}
+    for setting, value in wanted.items():
+        if has[setting.rpartition(".")[2]] != value:
+            raise ConfigError(
+                f"{setting.replace('minivla.joint_names', 'robot')} is {value!r}, but the VQ in {directory} was "
+                f"trained with {has[setting.rpartition('.')[2]]!r}; use the same, or {_TRAIN}"
+            )
+    return trained
+
+
+def units_of(trained: TrainedVQ, robot: RobotSpec) -> ActionUnits:
+    """The units of a VQ's chunks: by its own statistics, whatever episodes the model learns from later."""
+    units = trained.units
+    return ActionUnits(
+        robot,
+        trained.statistics,
+        action_form=units.action_form,
+        normalization=cast(Normalization, units.normalization),
+        span_floor=units.span_floor,
+        action_source=units.action_source,
+    )
+
+
+def check_same(trained: TrainedVQ, directory: Path) -> None:
+    """Raise CheckpointError where the VQ in a checkpoint is another one: its codes would mean other actions."""
+    ours, theirs = trained.vq.state_dict(), load_vq(directory).vq.state_dict()
+    if any(key not in theirs or not torch.equal(value.cpu(), theirs[key]) for key, value in ours.items()):
+        raise CheckpointError(
+            f"{directory} holds another VQ than this run's; go on with the same one: --vq-path {directory}"
+        )
