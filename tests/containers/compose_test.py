@@ -259,8 +259,8 @@ def test_training_commands_are_understood(name: str, values: Json, services: Jso
     environ = {key: value for key, value in services[name]["environment"].items() if key.startswith("VLA_")}
     backend = {"vla-finetune-openvla": "openvla", "vla-finetune-openpi": "openpi", "train": "openvla-oft"}[name]
     assert backend in words
-    # The flags are every backend's, also of those that the table does not have yet.
-    command = parse_command(["openvla-oft" if word == backend else word for word in words], environ=environ)
+    # The flags are every backend's, also of the one that the table does not have yet.
+    command = parse_command(["openvla" if word == "openpi" else word for word in words], environ=environ)
     assert isinstance(command, TrainCommand)
     for path, value in values.items():
         section, _, field = path.rpartition(".")
