@@ -335,6 +335,8 @@ HELPS = (
     (STATISTICS_PROGRAM.split()[-1],),
     ("crane_x7_vla.scripts.merge_lora",),
     ("crane_x7_log.episodes", "show"),
+    ("crane_x7_vla.benchmarks.inference",),
+    ("crane_x7_vla.benchmarks.training_memory",),
     ("crane_x7_bringup.up",),
     ("crane_x7_bringup.demo",),
     ("lift.evaluate",),
