@@ -334,6 +334,7 @@ HELPS = (
     (PROGRAM.split()[-1], "evaluate"),
     (STATISTICS_PROGRAM.split()[-1],),
     ("crane_x7_vla.scripts.merge_lora",),
+    ("crane_x7_vla.scripts.check_policy",),
     ("crane_x7_log.episodes", "show"),
     ("crane_x7_vla.benchmarks.inference",),
     ("crane_x7_vla.benchmarks.training_memory",),
