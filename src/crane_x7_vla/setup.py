@@ -23,7 +23,7 @@ setup(
     install_requires=["numpy", "PyYAML", "simplejpeg", "google-crc32c", "pillow"],
     extras_require={
         "inference": INFERENCE,
-        "train": [*INFERENCE, "rich", "tensorboard", "huggingface-hub"],
+        "train": [*INFERENCE, "rich", "tensorboard", "huggingface-hub", "matplotlib"],
         "wandb": ["wandb"],
     },
     zip_safe=False,

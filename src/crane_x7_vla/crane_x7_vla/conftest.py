@@ -80,7 +80,10 @@ def make_observation() -> Callable[[int], Observation]:
 
 @pytest.fixture(scope="session")
 def record_episodes() -> Callable[..., Path]:
-    """Write small episodes of an arm that moves to random poses under a folder, which is returned."""
+    """Write small episodes of an arm that moves to random poses under a folder, which is returned.
+
+    The wrist shows the pictures of the others backwards, so that models have to tell the cameras apart.
+    """
 
     def record(
         root: Path,
@@ -107,12 +110,12 @@ def record_episodes() -> Callable[..., Path]:
             writer = EpisodeWriter(root, metadata)
             state = np.array(CRANE_X7.home, dtype=np.float32)
             goal = (state + rng.uniform(-0.5, 0.5, state.size)).astype(np.float32)
+            pictures = [encode_jpeg(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(n_steps)]
             for index in range(n_steps):
                 after = (state + 0.2 * (goal - state)).astype(np.float32)
-                image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 writer.write(
                     Step(
-                        images={name: encode_jpeg(image) for name in cameras},
+                        images={name: pictures[-1 - index if name == "wrist" else index] for name in cameras},
                         state=state,
                         action=after,
                         commanded=after + np.float32(0.01) if commanded else None,

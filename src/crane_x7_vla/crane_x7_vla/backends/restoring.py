@@ -13,9 +13,9 @@ from crane_x7_vla.checkpoints.store import refuse_experiment
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
-from crane_x7_vla.data.statistics import load_statistics
+from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
 from crane_x7_vla.errors import CheckpointError
-from crane_x7_vla.robot import robot_spec
+from crane_x7_vla.robot import RobotSpec, robot_spec
 
 
 def restore_backend(directory: Path, *, config: VLAConfig | None = None) -> tuple[Backend, nn.Module]:
@@ -27,13 +27,25 @@ def restore_backend(directory: Path, *, config: VLAConfig | None = None) -> tupl
     if config is None:
         config = load_config(directory / CONFIG_NAME)
     has_adapters = (directory / ADAPTERS).is_dir()
+    robot = robot_spec(config.robot)
     backend: Backend = backend_class(config.backend)(
         config,
-        robot=robot_spec(config.robot),
-        statistics=load_statistics(directory / STATISTICS_FILE),
+        robot=robot,
+        statistics=_statistics(directory / STATISTICS_FILE, robot),
         directory=None if has_adapters else directory,
     )
     return backend, backend.restore(directory)
+
+
+def _statistics(path: Path, robot: RobotSpec) -> DatasetStatistics:
+    """Raises CheckpointError naming the file where it is of another robot."""
+    statistics = load_statistics(path)
+    for size in (statistics.action.size, statistics.state.size):
+        if size != robot.size:
+            raise CheckpointError(
+                f"{path} describes {size} joints, {robot.name} has {robot.size}; copy the file of this model's training"
+            )
+    return statistics
 
 
 def _check(directory: Path) -> None:

@@ -46,6 +46,16 @@ def test_settings_of_a_file_are_measured_without_its_base_model(tmp_path: Path) 
     assert (report["graph"], report["images"], report["actions"], report["batch"]) == (False, 2, 8, 2)
 
 
+def test_a_minivla_has_a_vq_of_random_codes(tmp_path: Path) -> None:
+    config, output = tmp_path / "minivla.yaml", tmp_path / "minivla.json"
+    config.write_text(
+        "backend: minivla\nminivla: {architecture: minivla-tiny, multi_image: {image_history: 1}, vq: {n_latent: 16}}\n"
+    )
+    assert main(["--config", str(config), "--output", str(output), *TINY[1:], "--prompt-multiple", "32"]) == 0
+    report = json.loads(output.read_text())
+    assert (report["images"], report["actions"], report["prompt_tokens"] % 32) == (2, 8, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -98,13 +98,17 @@ def training_memory(config: PrismaticVLAConfig, *, batch_size: int, checkpointin
     kept, recomputed = _activations(backend, adapted, _batch(backend, batch_size))
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = [parameter for parameter in adapted.parameters() if not parameter.requires_grad]
-    average = {"moving average": 4 * trained} if config.training.ema_decay else {}
+    average = {"their moving average": 4 * trained} if config.training.ema_decay else {}
+    halves = (
+        {"autocast's copies of the trained weights": 2 * trained} if config.training.mixed_precision != "no" else {}
+    )
     return {
         f"{sum(p.numel() for p in frozen) / 1e6:,.0f} M weights of the base, bfloat16": size_of(frozen),
         f"{trained / 1e6:,.0f} M trained weights, float32": 4 * trained,
         "their gradients": 4 * trained,
         "AdamW's two moments": 8 * trained,
         **average,
+        **halves,
         "kept for the backward pass": kept,
         "one layer recomputed, and its gradients": 2 * recomputed if checkpointing else 0,
         "CUDA and its libraries (assumed)": _CONTEXT,

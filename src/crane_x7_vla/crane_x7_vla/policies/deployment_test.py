@@ -20,6 +20,7 @@ from crane_x7_vla.config.yaml import load_config
 from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
 from crane_x7_vla.policies.policy import load_policy
 from crane_x7_vla.robot import CRANE_X7
+from crane_x7_vla.scripts import check_policy
 from crane_x7_vla.scripts.merge_lora import main
 from crane_x7_vla.training.loading import prepare_data
 from crane_x7_vla.training.trainer import VLATrainer
@@ -60,6 +61,7 @@ def test_the_deployed_policy_reproduces_the_training_l1_on_training_frames(
     deployed = np.abs(np.stack([chunk.actions for chunk in chunks]) - targets)[keep].mean()
     # Labels are clipped at the 1st and 99th percentile, targets are not, hence the tolerance.
     assert abs(deployed - measured) < 0.02 * measured
+    assert check_policy.main(["--model", str(merged), "--data", trained.data.data_root, "--device", "cpu"]) == 0
 
 
 def test_openvla_learns_is_merged_and_gives_the_actions_of_its_checkpoint(

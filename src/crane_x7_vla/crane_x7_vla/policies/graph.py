@@ -21,8 +21,8 @@ class StaticFunction:
     """``function`` of host tensors by name, run on ``device`` in memory kept for each set of shapes.
 
     capture: as one CUDA graph for each set of shapes, which the first call with them captures; without it the same
-    function is called on the same memory, which works on a CPU too. The 16 sets of shapes seen first are kept, then the
-    oldest makes room.
+    function is called on the same memory, which works on a CPU too. 16 sets of shapes are kept; then the oldest makes
+    room.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensor], *, device: torch.device, capture: bool) -> None:
@@ -40,13 +40,17 @@ class StaticFunction:
         if shapes not in self._programs:
             if len(self._programs) == _KEPT:
                 del self._programs[next(iter(self._programs))]
-            self._programs[shapes] = _Program(self._function, inputs, self._device)
-            self._programs[shapes].fill(inputs)
-            if self._capture:
-                self._programs[shapes].capture(self._pool)
+            self._programs[shapes] = self._new_program(inputs)
         program = self._programs[shapes]
         program.fill(inputs)
         return program.run()
+
+    def _new_program(self, inputs: Tensors) -> _Program:
+        program = _Program(self._function, inputs, self._device)
+        if self._capture:
+            program.fill(inputs)
+            program.capture(self._pool)
+        return program
 
 
 class _Program:

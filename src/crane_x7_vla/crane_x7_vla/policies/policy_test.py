@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from crane_x7_vla.data.statistics import compute_statistics, to_json
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.policies.policy import LocalPolicy, load_policy
 from crane_x7_vla.robot import CRANE_X7
@@ -109,6 +110,14 @@ def test_a_merged_model_with_a_file_cut_off_or_missing_names_it(
     file.unlink()
     with pytest.raises(CheckpointError, match=f"^Failed to load VLA model: .*{name}"):
         load_policy(tmp_path / "merged")
+
+
+def test_statistics_of_another_robot_name_their_file_and_both_sizes(tiny_checkpoint: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 7)).astype(np.float32)
+    file = tiny_checkpoint / "dataset_statistics.json"
+    file.write_text(to_json(compute_statistics(rows, rows, num_trajectories=1, fingerprint="x")))
+    with pytest.raises(CheckpointError, match=rf"{file} describes 7 joints, crane_x7 has 8"):
+        load_policy(tiny_checkpoint)
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

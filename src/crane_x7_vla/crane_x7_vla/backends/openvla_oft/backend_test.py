@@ -17,6 +17,7 @@ from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
 from crane_x7_vla.backends.openvla_oft.config import (
     ActionHeadConfig,
     FilmConfig,
+    MultiImageConfig,
     OpenVLAOFTConfig,
     OpenVLAOFTSpecificConfig,
 )
@@ -25,7 +26,7 @@ from crane_x7_vla.checkpoints.layouts import Assets, default_normalizations, is_
 from crane_x7_vla.checkpoints.lora import fold
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.data.statistics import DatasetStatistics
-from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.golden_test import GOLDEN, META, golden_weight
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.types import Observation
@@ -65,6 +66,12 @@ def test_clipped_is_measured_where_labels_are_clipped(
     with torch.inference_mode():
         metrics = backend.loss(backend.build().eval(), batch).metrics
     assert ("clipped" in metrics) == (normalization == "bounds_q99")
+
+
+def test_a_number_of_images_that_is_not_that_of_the_cameras_names_both() -> None:
+    images = MultiImageConfig(num_images=3)
+    with pytest.raises(ConfigError, match=r"num_images is 3, but data\.cameras enables 2 \(primary, wrist\)"):
+        OpenVLAOFTConfig(openvla_oft=OpenVLAOFTSpecificConfig(multi_image=images))
 
 
 def with_film(*, count_padding: bool = False) -> OpenVLAOFTConfig:

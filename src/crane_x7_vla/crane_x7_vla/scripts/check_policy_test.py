@@ -1,0 +1,170 @@
+"""A deployment that does what training measured passes; one that was broken on purpose is told how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crane_x7_vla.backends import backend_class, config_class
+from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig, ProprioConfig
+from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
+from crane_x7_vla.config.base import PRIMARY_CAMERA, WRIST_CAMERA
+from crane_x7_vla.config.yaml import dump_config, load_config
+from crane_x7_vla.data.statistics import load_statistics, to_json
+from crane_x7_vla.robot import CRANE_X7
+from crane_x7_vla.scripts.check_policy import main
+from crane_x7_vla.training.loading import prepare_data
+
+torch.set_num_threads(1)
+BACKENDS = ("openvla", "openvla-oft")
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: Path
+    data: Path
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, record_episodes: Callable[..., Path]
+) -> Trained:
+    """A whole model that knows a few frames by heart; without the joint state, so that it has to look.
+
+    Each frame of the wrist is one of the other camera at another step, so that it matters which shows which.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    data = record_episodes(folder / "episodes", 1, n_steps=4)
+    config: Any = config_class(request.param).tiny()  # pyright: ignore[reportAttributeAccessIssue]
+    config = replace(config, data=replace(config.data, data_root=str(data), val_split=0.0))
+    config = settings(config, image_aug=replace(config.settings.image_aug, crop_scale=0.5))
+    if isinstance(config, OpenVLAOFTConfig):
+        config = replace(config, openvla_oft=replace(config.openvla_oft, proprio=ProprioConfig(enabled=False)))
+    prepared = prepare_data(config)
+    backend = backend_class(request.param)(prepared.config, robot=CRANE_X7, statistics=prepared.statistics)
+    model = backend.build().train()
+    batch = backend.processor.collate(
+        [backend.processor.encode(s.observation, s.actions, is_pad=s.is_pad) for s in prepared.train]
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        backend.loss(model, batch).value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    directory = folder / "model"
+    directory.mkdir()
+    backend.save(model, directory)
+    (directory / "config.yaml").write_text(dump_config(prepared.config))
+    (directory / "dataset_statistics.json").write_text(to_json(prepared.statistics))
+    return Trained(directory, data)
+
+
+def checked(model: Path, data: Path, *more: str) -> int:
+    return main(["--model", str(model), "--data", str(data), "--device", "cpu", *more])
+
+
+def crop(config: Any) -> Any:
+    return settings(config, image_aug=replace(config.settings.image_aug, enabled=False))
+
+
+def settings(config: PrismaticVLAConfig, **values: Any) -> Any:
+    return replace(config, **{config.block: replace(config.settings, **values)})
+
+
+def cameras(config: Any) -> Any:
+    swapped = {1: (WRIST_CAMERA,), 2: (WRIST_CAMERA, PRIMARY_CAMERA)}[len(config.cameras)]
+    return replace(config, data=replace(config.data, cameras=swapped))
+
+
+BREAKS: dict[str, Callable[[Any], Any]] = {
+    "crop": crop,
+    "prompt": lambda config: settings(config, prompt="Robot, please do: {instruction} now!"),
+    "cameras": cameras,
+    "action form": lambda config: settings(config, action_form="absolute"),
+    "statistics": lambda config: config,
+}
+
+
+def broken(trained: Trained, folder: Path, cause: str) -> Path:
+    """A copy of the model in which one thing is wrong."""
+    model = folder / "merged"
+    shutil.copytree(trained.model, model)
+    file = model / "config.yaml"
+    file.write_text(dump_config(BREAKS[cause](load_config(file))))
+    if cause == "statistics":
+        statistics = load_statistics(model / "dataset_statistics.json")
+        action = replace(statistics.action, q01=2 * statistics.action.q01, q99=2 * statistics.action.q99 + 0.1)
+        (model / "dataset_statistics.json").write_text(to_json(replace(statistics, action=action)))
+    return model
+
+
+def test_a_policy_that_does_what_its_training_measured_passes(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "pictures" / "joints.png"
+    assert checked(trained.model, trained.data, "--checkpoint", str(trained.model), "--plot", str(plot)) == 0
+    said = capsys.readouterr().out
+    assert "4 frames of 1 training episode(s)" in said
+    assert "note" not in said
+    assert "training path of" in said
+    assert "done: it does what training measured" in said
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["with_its_checkpoint", "alone"])
+@pytest.mark.parametrize("cause", BREAKS)
+def test_what_was_broken_is_named(
+    trained: Trained, tmp_path: Path, cause: str, is_known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = broken(trained, tmp_path, cause)
+    if is_known:
+        info = {"adapter_path": str(trained.model / "lora_adapters")}
+        (model / "merge_info.json").write_text(json.dumps(info))
+    assert checked(model, trained.data) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert f"Likely cause: {cause}: " in said.err
+    assert ("where training measures" in said.err) == is_known
+    assert cause != "statistics" or ("the statistics of its training" in said.err) == is_known
+    assert (tmp_path / "merged_check.png").is_file()
+
+
+def test_another_instruction_than_in_training_is_named(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = ("--plot", str(tmp_path / "joints.png"), "--checkpoint", str(trained.model))
+    assert checked(trained.model, trained.data, *plot, "--instruction", "open the door, go out and come back") == 2
+    assert "Likely cause: prompt: " in (said := capsys.readouterr().err)
+    assert "with the recorded instructions" in said
+
+
+@pytest.mark.parametrize("trained", BACKENDS[:1], indirect=True)
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("--samples 0", "--samples is 0; expected 1 or more"),
+        ("--episode 1", "--episode is 1, but there are 1 training episodes, counted from 0"),
+        ("--tolerance -1", "--tolerance is -1.0; expected 0 or more"),
+        ("--data gone", "gone"),
+        ("--model gone", "gone lacks config.yaml"),
+        ("--checkpoint gone", "gone lacks config.yaml"),
+        ("--plot .", ". is a folder; name a file with --plot"),
+        ("--device tpu", "device is 'tpu'"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(
+    trained: Trained, more: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(trained.model, trained.data, "--plot", str(tmp_path / "joints.png"), *more.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert expected in said
