@@ -32,8 +32,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What the episodes say. cameras: all of them, with their sizes. statistics: of states and actions in a form,
-    relative or absolute."""
+    """What the episodes say. cameras: all of them, with their sizes. statistics: computed for the action form and the
+    horizon of a config."""
 
     cameras: tuple[CameraConfig, ...]
     statistics: Callable[[VLAConfig], DatasetStatistics]

@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    plot: Path = arguments.plot or arguments.model.with_name(f"{arguments.model.resolve().name}_check.png")
+    whole: Path = arguments.model.resolve()  # of "." too
+    plot: Path = arguments.plot or whole.with_name(f"{whole.name}_check.png")
     check_file(plot, option="--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the picture needs matplotlib, which is not installed; type: pip install matplotlib")

@@ -107,9 +107,12 @@ def broken(trained: Trained, folder: Path, cause: str) -> Path:
 
 
 def test_a_policy_that_does_what_its_training_measured_passes(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(trained.model)
+    assert checked(Path(), trained.data, "--checkpoint", str(trained.model)) == 0
     plot = tmp_path / "pictures" / "joints.png"
+    capsys.readouterr()
     assert checked(trained.model, trained.data, "--checkpoint", str(trained.model), "--plot", str(plot)) == 0
     said = capsys.readouterr().out
     assert "4 frames of 1 training episode(s)" in said
