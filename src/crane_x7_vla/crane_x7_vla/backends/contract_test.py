@@ -198,6 +198,23 @@ def test_a_prediction_is_the_same_alone_and_in_a_batch_of_other_prompts(config: 
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_what_models_are_compared_by_follows_their_weights_without_jumps(config: VLAConfig, make: Make) -> None:
+    backend = make(config)
+    model = backend.build().eval()
+    batch = batch_of(backend, [observation(config)], labels=False)
+    with torch.inference_mode():
+        before = backend.comparable(model, batch)
+        moved: list[float] = []
+        for size in (1e-5, 1e-3):
+            for index, parameter in enumerate(model.parameters()):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+                parameter.add_(noise, alpha=size)
+            moved.append(float((backend.comparable(model, batch) - before).abs().max()))
+    assert before.shape == (1, config.action_horizon, CRANE_X7.size)
+    assert 0 < moved[0] < 3e-3
+    assert moved[1] > 10 * moved[0]
+
+
 def test_every_input_matters(config: VLAConfig, make: Make) -> None:
     backend = make(config)
     model, seen = backend.build().eval(), observation(config)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from crane_x7_vla.backends.base import Batch
+from crane_x7_vla.backends.base import Batch, ModelSpec
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTERS
@@ -28,6 +28,7 @@ from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticModel
+from crane_x7_vla.robot import RobotSpec
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,12 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     components: Sequence[str] = ()
     unused: Sequence[str] = ()
 
-    def __init__(self, config: Config, *, statistics: DatasetStatistics, directory: Path | None) -> None:
+    def __init__(
+        self, config: Config, *, robot: RobotSpec, statistics: DatasetStatistics, directory: Path | None
+    ) -> None:
         settings = config.settings
         self.config = config
+        self.robot = robot
         self._statistics = statistics
         if directory is None and settings.model_id is not None:
             directory = resolve_model(settings.model_id)
@@ -59,6 +63,13 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         self.assets = _random_assets(settings.architecture) if directory is None else read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
         self.trunk = trunk_config(self.assets.published, source=source)
+        self.spec = ModelSpec(
+            cameras=config.cameras,
+            action_horizon=config.action_horizon,
+            n_action_steps=config.n_action_steps,
+            history=config.history,
+            action_form=config.action_form,
+        )
 
     @abstractmethod
     def new_model(self) -> Model:
@@ -69,6 +80,9 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         return {}
 
     @abstractmethod
+    def answer(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Chunks [b, T, A] in model units that the model predicts for a batch."""
+
     def predict(
         self,
         model: nn.Module,
@@ -77,11 +91,13 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         running: Sequence[Any] | None = None,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """See ``Backend.predict``."""
+        """See ``Backend.predict``. running and rng play no part in these families: no blending, no noise."""
+        del running, rng
+        return self.answer(model, batch)
 
     def comparable(self, model: nn.Module, batch: Batch) -> Tensor:
         """See ``Backend.comparable``; families that choose tokens say it in another way."""
-        return self.predict(model, batch)
+        return self.answer(model, batch)
 
     def bare(self, model: nn.Module) -> Model:
         """The family's model inside what adapters or the trainer wrapped around it, adapters left in place."""

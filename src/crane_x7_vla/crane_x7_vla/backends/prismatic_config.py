@@ -128,3 +128,8 @@ class PrismaticVLAConfig(VLAConfig):
     def action_form(self) -> ActionForm:
         """relative or absolute joints."""
         return self.settings.action_form
+
+    @property
+    def n_action_steps(self) -> int:
+        """Rows executed before the next prediction: all, unless a backend's config says less."""
+        return self.action_horizon

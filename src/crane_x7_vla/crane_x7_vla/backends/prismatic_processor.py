@@ -119,6 +119,74 @@ class Prompts:
         return self._known[instruction]
 
 
+class PrismaticProcessor:
+    """Turns observations into batches and predictions into radians; the same object trains and runs.
+
+    Sample keys: pixel_values float32 [channels, h, w]; input_ids int64 [n], the prompt; with actions also labels
+    float32 [T, A] in model units and is_pad bool [T]. A batch has attention_mask bool [b, n] only where something is
+    padded. Families add to them in ``_inputs``. start, end: see ``Prompts``.
+    """
+
+    def __init__(
+        self,
+        config: PrismaticVLAConfig,
+        *,
+        units: ActionUnits,
+        assets: Assets,
+        start: Sequence[int] = (),
+        end: int | None = None,
+    ) -> None:
+        settings = config.settings
+        self.units = units
+        self._action_horizon = config.action_horizon
+        self._images = CameraImages(config.cameras, assets=assets, image_aug=settings.image_aug)
+        self._prompts = Prompts(settings.prompt, assets.tokenizer, start=start, end=end)
+
+    def encode(
+        self,
+        observation: Observation,
+        actions: np.ndarray | None = None,
+        *,
+        is_pad: np.ndarray | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Sample:
+        """See ``Processor.encode``."""
+        inputs = self._inputs(observation)
+        sample = {"pixel_values": self._pixels(observation, rng), **inputs}
+        if actions is not None:
+            sample |= self.units.labels(observation, actions, action_horizon=self._action_horizon, is_pad=is_pad)
+        return sample
+
+    def encode_raw(self, observation: Observation) -> Sample:
+        """See ``Processor.encode_raw``."""
+        inputs = self._inputs(observation)
+        return {RAW_IMAGES: self._raw(observation), **inputs}
+
+    def collate(self, samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
+        """See ``Processor.collate``. Text is padded on the right."""
+        return collate_text(samples, multiple=multiple)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """See ``Processor.prepare``."""
+        return self._images.prepare(batch)
+
+    def decode(self, prediction: Tensor, observations: Sequence[Observation]) -> np.ndarray:
+        """See ``Processor.decode``. prediction: [b, T, A] in model units."""
+        return self.units.targets(prediction, observations)
+
+    def _inputs(self, observation: Observation) -> Sample:
+        """All but the images, which are checked too."""
+        self.units.check(observation)
+        self._images.check(observation)
+        return {"input_ids": self._prompts.ids(observation.instruction)}
+
+    def _pixels(self, observation: Observation, rng: np.random.Generator | None) -> Tensor:
+        return self._images.pixels(observation, rng)
+
+    def _raw(self, observation: Observation) -> Tensor:
+        return self._images.raw(observation)
+
+
 def check_vocabulary(assets: Assets, tokens: dict[str, int]) -> None:
     """Raise where the embedding has too few rows, ConfigError for one of ``tokens`` {setting: id}, else
     CheckpointError for the tokenizer."""

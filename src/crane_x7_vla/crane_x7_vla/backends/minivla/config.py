@@ -182,3 +182,8 @@ class MiniVLAConfig(PrismaticVLAConfig):
     def action_horizon(self) -> int:
         """Rows of a predicted chunk."""
         return self.minivla.action_horizon
+
+    @property
+    def n_action_steps(self) -> int:
+        """Rows executed before the next prediction."""
+        return self.minivla.n_action_steps or self.action_horizon

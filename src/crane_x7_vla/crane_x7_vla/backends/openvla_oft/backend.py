@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crane_x7_vla.backends.base import Batch, Loss, ModelSpec
+from crane_x7_vla.backends.base import Batch, Loss
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.backends.openvla_oft.processor import OpenVLAOFTProcessor
 from crane_x7_vla.backends.prismatic_backend import PrismaticBackend
@@ -35,7 +34,7 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
         statistics: DatasetStatistics,
         directory: Path | None = None,
     ) -> None:
-        super().__init__(config, statistics=statistics, directory=directory)
+        super().__init__(config, robot=robot, statistics=statistics, directory=directory)
         settings = config.openvla_oft
         if settings.film.enabled:
             self.trunk = self.trunk.with_film()
@@ -50,13 +49,6 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
         switched = ((PROPRIO, settings.proprio.enabled), (FILM, settings.film.enabled))
         self.components = (ACTION_HEAD, *(name for name, enabled in switched if enabled))
         self.processor = OpenVLAOFTProcessor(config, robot=robot, statistics=statistics, assets=self.assets)
-        self.spec = ModelSpec(
-            cameras=config.cameras,
-            action_horizon=settings.action_horizon,
-            n_action_steps=settings.n_action_steps or settings.action_horizon,
-            history=0,
-            action_form=settings.action_form,
-        )
 
     def new_model(self) -> OpenVLAOFT:
         """See ``PrismaticBackend``."""
@@ -83,16 +75,8 @@ class OpenVLAOFTBackend(PrismaticBackend[OpenVLAOFTConfig, OpenVLAOFT]):
             metrics |= self.processor.units.clipped_share(batch)
         return Loss(error.sum() / entries, metrics)
 
-    def predict(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        running: Sequence[Any] | None = None,
-        rng: torch.Generator | None = None,
-    ) -> Tensor:
-        """Normalised chunks [b, T, A]. running and rng play no part: one pass, no noise, no blending."""
-        del running, rng
+    def answer(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See ``PrismaticBackend``; one pass."""
         return self._forward(model, batch)
 
     def _trained(self) -> tuple[str, ...]:

@@ -149,6 +149,11 @@ class OpenVLAOFTConfig(PrismaticVLAConfig):
         return self.openvla_oft.action_horizon
 
     @property
+    def n_action_steps(self) -> int:
+        """Rows executed before the next prediction."""
+        return self.openvla_oft.n_action_steps or self.action_horizon
+
+    @property
     def settings(self) -> OpenVLAOFTSpecificConfig:
         """``openvla_oft``."""
         return self.openvla_oft
