@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from crane_x7_vla.backends.base import Backend, Batch
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics
 from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.models import attention
+from crane_x7_vla.models.decoder import DecoderLayer
+from crane_x7_vla.models.vit import Block
 from crane_x7_vla.robot import CRANE_X7, robot_spec
 from crane_x7_vla.types import Observation
 
@@ -213,6 +217,26 @@ def test_what_models_are_compared_by_follows_their_weights_without_jumps(config:
     assert before.shape == (1, config.action_horizon, CRANE_X7.size)
     assert 0 < moved[0] < 3e-3
     assert moved[1] > 10 * moved[0]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_every_attention_heeds_whether_it_may_take_the_flash_kernel(
+    config: VLAConfig, make: Make, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = dataclasses.replace(getattr(config, config.block), use_flash_attention=enabled)
+    backend = make(dataclasses.replace(config, **{config.block: block}))
+    asked: list[bool] = []
+
+    def kernels(device: torch.device, *, flash: bool) -> contextlib.AbstractContextManager[None]:
+        asked.append(flash)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(attention, "kernels", kernels)
+    model = backend.build()
+    predict(backend, model, [observation(config)])
+    layers = sum(isinstance(module, Block | DecoderLayer) for module in model.modules())
+    assert len(asked) >= layers
+    assert set(asked) == {enabled}
 
 
 def test_every_input_matters(config: VLAConfig, make: Make) -> None:

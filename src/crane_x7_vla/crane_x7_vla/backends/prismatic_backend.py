@@ -109,6 +109,8 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         A peft model where ``use_lora``, else the bare model. Parameters that are to be trained have requires_grad.
         """
         model = self._random_model() if self.base is None else self._from_base(self.base)
+        if self.config.training.device == "cpu" and self.config.settings.use_flash_attention:
+            logger.info("%s.use_flash_attention has no effect on a CPU", self.config.block)
         if not self.config.settings.use_lora:
             model = model.float()  # every weight is trained, and bfloat16 would swallow small updates
         return self._prepare(model)
@@ -180,10 +182,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         for name, parameter in model.named_parameters():
             if any(f".{part}." in name for part in self.unused):  # without a gradient it must not count as trained
                 parameter.requires_grad_(False)
+        bare = self.bare(model)
+        bare.use_flash_attention(self.config.settings.use_flash_attention)
         if self.config.training.gradient_checkpointing:
-            for module in model.modules():
-                if isinstance(module, self.model_class):
-                    module.enable_gradient_checkpointing()
+            bare.enable_gradient_checkpointing()
         return model
 
     def _random_model(self) -> Model:

@@ -88,6 +88,8 @@ class PrismaticSettings:
     """What the language model reads; {instruction} is replaced by the instruction in lower case."""
     image_aug: ImageAugConfig = field(default_factory=ImageAugConfig)
     """Augmentation of the training images."""
+    use_flash_attention: bool = True
+    """Let torch's attention take its flash kernel on a GPU; on a CPU it has no effect."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_target", tuple(self.lora_target))

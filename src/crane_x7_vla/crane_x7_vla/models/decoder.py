@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from crane_x7_vla.models.attention import attend
+
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -61,12 +63,13 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections of one layer; keys and values may have fewer heads than queries."""
+    """Projections of one layer; keys and values may have fewer heads than queries. flash: see ``attend``."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         width, key_width = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.head_dim = config.head_dim
+        self.flash = True
         self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
@@ -150,7 +153,7 @@ class DecoderLayer(nn.Module):
         query, key, value = self.project(x, rotary)
         if cache is not None:
             key, value = cache.extend(key, value)
-        return self.finish(x, attend(query, key, value, mask=mask, causal=causal))
+        return self.finish(x, attend(query, key, value, mask=mask, causal=causal, flash=self.self_attn.flash))
 
 
 class Decoder(nn.Module):
@@ -209,19 +212,6 @@ class CausalLM(nn.Module):
         if type(self.lm_head) is nn.Linear:
             return F.linear(states, self.lm_head.weight[start:stop])
         return self.lm_head(states)[..., start:stop]  # an adapter: its part is not in ``weight``
-
-
-def attend(
-    query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b g k d"],
-    value: Float[Tensor, "b g k d"],
-    *,
-    mask: Bool[Tensor, "b 1 #n k"] | None,
-    causal: bool,
-) -> Float[Tensor, "b h n d"]:
-    """Scaled dot-product attention; ``causal`` and a mask exclude each other (torch raises)."""
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def rotary_table(positions: Int[Tensor, "b n"], config: DecoderConfig, dtype: torch.dtype) -> Rotary:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from crane_x7_vla.models.decoder import CausalLM, DecoderConfig
-from crane_x7_vla.models.vit import VisionTransformer, ViTConfig
+from crane_x7_vla.models.decoder import CausalLM, DecoderConfig, SelfAttention
+from crane_x7_vla.models.vit import Attention, VisionTransformer, ViTConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,12 @@ class PrismaticModel(nn.Module):
         for module in self.modules():
             if isinstance(module, VisionTransformer | type(self.language_model.model)):
                 module.gradient_checkpointing = True
+
+    def use_flash_attention(self, enabled: bool) -> None:
+        """Whether torch may take its flash kernel on a GPU, see ``attention.kernels``; a new model does."""
+        for module in self.modules():
+            if isinstance(module, Attention | SelfAttention):
+                module.flash = enabled
 
     def embed_images(
         self, pixel_values: Float[Tensor, "b channels h w"], language: Float[Tensor, "b d"] | None = None

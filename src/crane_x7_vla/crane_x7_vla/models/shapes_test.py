@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crane_x7_vla.models import action_tokens, decoder, decoding, heads, openvla, openvla_oft, prismatic, vit
+from crane_x7_vla.models import action_tokens, attention, decoder, decoding, heads, openvla, openvla_oft, prismatic, vit
 from crane_x7_vla.models.decoder import DecoderConfig
 from crane_x7_vla.models.openvla import OpenVLA
 from crane_x7_vla.models.openvla_oft import OFTHeadConfig, OpenVLAOFT
@@ -22,7 +22,7 @@ from crane_x7_vla.models.prismatic import PrismaticConfig
 from crane_x7_vla.models.vit import ViTConfig
 
 torch.set_num_threads(1)
-MODULES = (vit, decoder, prismatic, heads, openvla_oft, decoding, openvla, action_tokens)
+MODULES = (attention, vit, decoder, prismatic, heads, openvla_oft, decoding, openvla, action_tokens)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from crane_x7_vla.models.attention import attend
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViTConfig:
@@ -69,18 +71,19 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full self-attention with one fused projection."""
+    """Full self-attention with one fused projection. flash: see ``attend``."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads = config.heads
+        self.flash = True
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return self.proj(attend(q, k, v, flash=self.flash).transpose(1, 2).reshape(b, n, c))
 
 
 class MLP(nn.Module):
