@@ -55,6 +55,7 @@ class Settings:
     model_path: str = parameter("", "directory of a merged model, or a checkpoint-N")
     instruction: str = parameter("pick up the red cube", "what the arm shall do; may be changed while it runs")
     device: str = parameter("auto", "cpu, cuda, cuda:1, …; auto takes a GPU where there is one")
+    graph: bool = parameter(False, "predict on memory taken once, on a GPU as one CUDA graph; the first answer is slow")
     autostart: bool = parameter(True, "drive as soon as everything is seen; otherwise wait for ~/start")
     lockstep: bool = parameter(False, "answer each instant of a simulator with one stamped command")
     control_hz: float = parameter(10.0, "control rate, Hz; must be that of the policy")
@@ -100,28 +101,28 @@ class Settings:
         )
 
 
-def load_model(path: str, device: str) -> Policy:
-    """The policy in directory ``path``; raises ConfigError or CheckpointError."""
-    if not path:
+def load_model(settings: Settings) -> Policy:
+    """The policy in ``model_path``; raises ConfigError or CheckpointError."""
+    if not settings.model_path:
         raise ConfigError(
             "Failed to load VLA model: parameter 'model_path' is not set; give the merged model's directory with "
             "model_path:=outputs/<experiment>_merged"
         )
     from crane_x7_vla.policies.policy import load_policy
 
-    return load_policy(Path(path).expanduser(), device=device)
+    return load_policy(Path(settings.model_path).expanduser(), device=settings.device, graph=settings.graph)
 
 
 class InferenceNode(SuiteNode):
     """See the module. Its state is on ``~/status`` (JSON); ``~/start`` and ``~/stop`` control it."""
 
-    def __init__(self, load: Callable[[str, str], Policy] = load_model) -> None:
-        """load: makes the policy from model path and device. Raises ConfigError and CheckpointError."""
+    def __init__(self, load: Callable[[Settings], Policy] = load_model) -> None:
+        """load: makes the policy. Raises ConfigError and CheckpointError."""
         super().__init__(NAME)
         self._settings = settings = declare(self, Settings)
         gripper = choose_interface(settings.gripper_interface, lockstep=settings.lockstep)
         limits = settings.limits()
-        policy = load(settings.model_path, settings.device)
+        policy = load(settings)
         spec = policy.spec
         if abs(spec.dt * settings.control_hz - 1) > 1e-6:
             raise ConfigError(

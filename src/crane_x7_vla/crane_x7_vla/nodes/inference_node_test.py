@@ -67,7 +67,7 @@ class Policy:
         return [ActionChunk(actions=rows, dt=0.1, stamp=observation.stamp)]
 
 def main():
-    return run_node(NAME, lambda: InferenceNode(load=lambda path, device: Policy()))
+    return run_node(NAME, lambda: InferenceNode(load=lambda settings: Policy()))
 """
 
 
