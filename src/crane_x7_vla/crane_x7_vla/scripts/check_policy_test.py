@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from crane_x7_vla.backends import backend_class, config_class
+from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig, ProprioConfig
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.config.base import PRIMARY_CAMERA, WRIST_CAMERA
@@ -21,9 +22,10 @@ from crane_x7_vla.data.statistics import load_statistics, to_json
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.scripts.check_policy import main
 from crane_x7_vla.training.loading import prepare_data
+from crane_x7_vla.training.vq import train_vq
 
 torch.set_num_threads(1)
-BACKENDS = ("openvla", "openvla-oft")
+BACKENDS = ("openvla", "openvla-oft", "minivla")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,13 @@ def trained(
     config = replace(config, data=replace(config.data, data_root=str(data), val_split=0.0))
     config = settings(config, image_aug=replace(config.settings.image_aug, crop_scale=0.5))
     if isinstance(config, OpenVLAOFTConfig):
-        config = replace(config, openvla_oft=replace(config.openvla_oft, proprio=ProprioConfig(enabled=False)))
+        config = settings(config, proprio=ProprioConfig(enabled=False))
+    if isinstance(config, MiniVLAConfig):
+        alone = replace(config.minivla.multi_image, image_history=1)  # earlier frames would show what the others hide
+        config = settings(config, vq=replace(config.minivla.vq, enabled=True, steps=200), multi_image=alone)
+        config = replace(config, output_dir=str(folder))
+        vq = train_vq(config).directory
+        config = settings(config, vq=replace(config.minivla.vq, path=str(vq)))
     prepared = prepare_data(config)
     backend = backend_class(request.param)(prepared.config, robot=CRANE_X7, statistics=prepared.statistics)
     model = backend.build().train()
@@ -91,6 +99,7 @@ BREAKS: dict[str, Callable[[Any], Any]] = {
     "action form": lambda config: settings(config, action_form="absolute"),
     "statistics": lambda config: config,
 }
+BROUGHT_BY_A_VQ = ("statistics", "action form")
 
 
 def broken(trained: Trained, folder: Path, cause: str) -> Path:
@@ -127,6 +136,8 @@ def test_a_policy_that_does_what_its_training_measured_passes(
 def test_what_was_broken_is_named(
     trained: Trained, tmp_path: Path, cause: str, is_known: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if cause in BROUGHT_BY_A_VQ and isinstance(load_config(trained.model / "config.yaml"), MiniVLAConfig):
+        pytest.skip("the VQ brings them along")
     model = broken(trained, tmp_path, cause)
     if is_known:
         info = {"adapter_path": str(trained.model / "lora_adapters")}
@@ -140,11 +151,25 @@ def test_what_was_broken_is_named(
     assert (tmp_path / "merged_check.png").is_file()
 
 
+@pytest.mark.parametrize("trained", ["minivla"], indirect=True)
+def test_statistics_and_action_form_are_those_of_the_vq(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = ("--checkpoint", str(trained.model))
+    assert checked(broken(trained, tmp_path / "a", "statistics"), trained.data, *known) == 0
+    capsys.readouterr()
+    assert checked(broken(trained, tmp_path / "b", "action form"), trained.data, *known) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "minivla.action_form is 'absolute', but the VQ in " in said
+
+
 def test_another_instruction_than_in_training_is_named(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = ("--plot", str(tmp_path / "joints.png"), "--checkpoint", str(trained.model))
-    assert checked(trained.model, trained.data, *plot, "--instruction", "open the door, go out and come back") == 2
+    elsewhere = "open the door, go out and come back; " * 9  # a small model heeds little of a long chat prompt
+    assert checked(trained.model, trained.data, *plot, "--instruction", elsewhere) == 2
     assert "Likely cause: prompt: " in (said := capsys.readouterr().err)
     assert "with the recorded instructions" in said
 
