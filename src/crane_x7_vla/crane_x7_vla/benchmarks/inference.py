@@ -35,6 +35,7 @@ from crane_x7_vla.benchmarks.subject import (
 )
 from crane_x7_vla.command import run_command
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.models.precision import autocast_type
 from crane_x7_vla.policies.policy import LocalPolicy
 from crane_x7_vla.training.preflight import check_file
 from crane_x7_vla.types import Observation
@@ -122,7 +123,7 @@ def measure(
 ) -> Report:
     """Build, warm up, measure. config: of random weights. height, width: of the cameras' images."""
     precision = config.training.mixed_precision if device.type == "cuda" else "no"  # as LocalPolicy runs it
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]
+    dtype = autocast_type(precision) or torch.float32
     backend = random_backend(config)
     model = random_model(backend, device=device, dtype=dtype)
     _forget_peak(device)

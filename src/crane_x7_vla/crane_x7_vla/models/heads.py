@@ -48,7 +48,7 @@ class L1ActionHead(nn.Module):
         self.model = MLPResNet(width * action_dim, hidden_dim=hidden_dim, num_blocks=num_blocks, output_dim=action_dim)
 
     def forward(self, hidden: Float[Tensor, "b slots d"]) -> Float[Tensor, "b t a"]:
-        hidden = hidden.to(self.model.fc1.weight.dtype)
+        hidden = hidden.to(self.model.layer_norm1.weight.dtype)
         return self.model(hidden.unflatten(1, (-1, self.action_dim)).flatten(2))
 
 

@@ -16,6 +16,7 @@ from crane_x7_vla.backends.device import chosen_device, torch_device
 from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.errors import USER_ERRORS, CheckpointError
+from crane_x7_vla.models.precision import autocast_type, keep_as_computed
 from crane_x7_vla.policies.graph import StaticFunction
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.types import ActionChunk, Observation
@@ -84,8 +85,12 @@ class LocalPolicy:
         self._backend = backend
         # On a CPU float32 is as fast as anything; on a GPU the model runs at the precision it was trained at.
         precision = config.training.mixed_precision if self._device.type == "cuda" else "no"
-        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self._model = (model if self._autocast is not None else model.float()).to(self._device).eval()
+        self._autocast = autocast_type(precision)
+        if self._autocast is None:
+            model = model.float()
+        else:
+            keep_as_computed(model, self._autocast, trained=True)
+        self._model = model.to(self._device).eval()
         self._prompt_multiple = prompt_multiple
         capture = self._device.type == "cuda"
         self._static = StaticFunction(self._predict_raw, device=self._device, capture=capture) if graph else None

@@ -13,6 +13,7 @@ from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.data.dataset import EpisodeDataset, choose_action_source, image_sizes, load_episodes
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.models.precision import autocast_type, keep_as_computed
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.training.distributed import World
 from crane_x7_vla.training.evaluation import Evaluation, evaluate
@@ -55,6 +56,9 @@ def evaluate_checkpoint(config: VLAConfig, checkpoint: Path, *, test_data: Path 
         history=config.history,
     )
     backend, model = restore_backend(checkpoint, config=config)
+    half = autocast_type(config.training.mixed_precision)
+    if half is not None:
+        keep_as_computed(model, half, trained=True)
     return evaluate(
         backend,
         model.to(device),

@@ -17,6 +17,7 @@ from crane_x7_vla.config.base import TrainingConfig, VLAConfig
 from crane_x7_vla.config.schema import settings, value_at
 from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
 from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
+from crane_x7_vla.models.precision import autocast_type
 from crane_x7_vla.training.distributed import World
 from crane_x7_vla.training.loading import EpisodeSplit
 from crane_x7_vla.training.record import read_split
@@ -54,8 +55,8 @@ def device_of(training: TrainingConfig, world: World) -> torch.device:
 
 def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
     """The context of a forward pass in the precision asked for."""
-    dtype = torch.float16 if training.mixed_precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=training.mixed_precision != "no")
+    dtype = autocast_type(training.mixed_precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def check_disk(folder: Path, trained: Mapping[str, Tensor], training: TrainingConfig) -> None:

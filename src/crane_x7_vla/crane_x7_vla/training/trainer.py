@@ -24,6 +24,7 @@ from crane_x7_vla.backends.base import Backend, Batch
 from crane_x7_vla.config.base import TrainingConfig, VLAConfig
 from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.errors import CheckpointError, ConfigError
+from crane_x7_vla.models.precision import autocast_type, keep_as_computed
 from crane_x7_vla.training.distributed import World, average_gradients, barrier, broadcast, join_world, sums
 from crane_x7_vla.training.ema import Ema
 from crane_x7_vla.training.evaluation import evaluate, to_device
@@ -111,7 +112,11 @@ class _Run:
         self.backend: Backend = backend_class(self.config.backend)(
             self.config, robot=self.data.robot, statistics=self.data.statistics
         )
-        self.model: nn.Module = self.backend.build().to(self.device)
+        self.model: nn.Module = self.backend.build()
+        half = autocast_type(self.training.mixed_precision)
+        if half is not None:
+            keep_as_computed(self.model, half, trained=False)
+        self.model.to(self.device)
         if resume is not None:
             self.backend.check_base(resume)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
