@@ -23,11 +23,14 @@ from crane_x7_vla.transforms.action import (
 from crane_x7_vla.transforms.state import normalize_state
 from crane_x7_vla.types import Observation
 
+_BOUNDED_DEVIATIONS = 3.0  # one would cut off a third of what is distributed normally
+
 
 class ActionUnits:
     """Scales states and actions of one robot by one data set's statistics, and undoes it.
 
     action_form: relative or absolute. action_source: what the actions of the data are, commanded or next_state.
+    bounded: the model's actions end at -1 and 1, as tokens do; zscore then reaches three standard deviations.
     Raises CheckpointError where the statistics are of another number of joints.
     """
 
@@ -40,6 +43,7 @@ class ActionUnits:
         normalization: Normalization,
         span_floor: float,
         action_source: str,
+        bounded: bool = False,
     ) -> None:
         for what, size in (("action", statistics.action.size), ("state", statistics.state.size)):
             if size != robot.size:
@@ -48,10 +52,15 @@ class ActionUnits:
                     "compute statistics of this robot's episodes"
                 )
         self.robot = robot
-        self.action_range = value_range(statistics.action, normalization, span_floor=span_floor)
+        self.action_range = value_range(
+            statistics.action,
+            normalization,
+            span_floor=span_floor,
+            deviations=_BOUNDED_DEVIATIONS if bounded else 1.0,
+        )
         self._state_range = value_range(statistics.state, normalization, span_floor=span_floor)
-        self._clips = normalization == "bounds_q99"
-        self._bounded = normalization != "zscore"
+        self._clips = normalization == "bounds_q99" or (bounded and normalization == "zscore")
+        self._clips_states = normalization != "zscore"
         self._relative = action_form == "relative"
         self._action_source = action_source
 
@@ -65,14 +74,14 @@ class ActionUnits:
 
     def state(self, observation: Observation) -> np.ndarray:
         """float32 [S]: the measured state in model units."""
-        return normalize_state(observation.state, self._state_range, clip=self._bounded)
+        return normalize_state(observation.state, self._state_range, clip=self._clips_states)
 
     def labels(
         self, observation: Observation, actions: np.ndarray, *, action_horizon: int, is_pad: np.ndarray | None
     ) -> Sample:
         """labels float32 [T, A] in model units of absolute targets [T, A] rad, and is_pad bool [T].
 
-        Percentiles leave some data outside [-1, 1], which is clipped. Raises DataError for a chunk of another shape.
+        What percentiles or deviations leave outside [-1, 1] is clipped. Raises DataError for a chunk of another shape.
         """
         expected = (action_horizon, self.robot.size)
         if actions.shape != expected:

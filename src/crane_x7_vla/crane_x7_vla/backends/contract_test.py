@@ -202,6 +202,23 @@ def test_a_prediction_is_the_same_alone_and_in_a_batch_of_other_prompts(config: 
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_numbers_keep_to_what_tokens_can_say_with_each_normalization(config: VLAConfig, make: Make) -> None:
+    if config.backend not in TOKEN_BY_TOKEN:
+        pytest.skip("its head says any number")
+    rng = np.random.default_rng(3)
+    rows, states = (rng.normal(scale=0.05, size=(2000, 8)).astype(np.float32) for _ in range(2))
+    normal = compute_statistics(states, rows, num_trajectories=4, fingerprint="test")
+    seen = observation(config)
+    for normalization in ("bounds_q99", "bounds", "zscore"):
+        block = dataclasses.replace(getattr(config, config.block), normalization=normalization)
+        changed = dataclasses.replace(config, **{config.block: block})
+        backend = backend_class(config.backend)(changed, robot=CRANE_X7, statistics=normal)
+        anchor = np.append(seen.state[:7], np.float32(0))
+        batch = backend.processor.collate([backend.processor.encode(seen, anchor + row[None]) for row in rows[:200]])
+        said = backend.processor.decode(backend.tokens.values(backend.tokens.ids(batch["labels"])), [seen] * 200)
+        assert np.abs(said[:, 0] - anchor - rows[:200]).mean() < 0.004, normalization
+
+
 def test_what_models_are_compared_by_follows_their_weights_without_jumps(config: VLAConfig, make: Make) -> None:
     backend = make(config)
     model = backend.build().eval()

@@ -81,7 +81,7 @@ class PrismaticSettings:
     action_form: ActionForm = "relative"
     """relative: joints relative to the measured state, gripper absolute; absolute: all absolute."""
     normalization: Normalization = "bounds_q99"
-    """How states and actions are scaled: bounds_q99 (1st and 99th percentile), bounds (min and max) or zscore."""
+    """How states and actions are scaled: bounds_q99 (percentiles 1 and 99), bounds (min, max) or zscore (mean, std)."""
     span_floor: float = 0.04
     """Smallest range in rad that is scaled to [-1, 1], so that joints at rest do not amplify noise."""
     prompt: str = OPENVLA_PROMPT

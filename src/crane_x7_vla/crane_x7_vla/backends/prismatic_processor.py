@@ -199,8 +199,10 @@ def check_vocabulary(assets: Assets, tokens: dict[str, int]) -> None:
         raise CheckpointError(f"the tokenizer has {vocabulary} tokens, the base model's embedding {rows} rows")
 
 
-def action_units(config: PrismaticVLAConfig, robot: RobotSpec, statistics: DatasetStatistics) -> ActionUnits:
-    """The units that a config says."""
+def action_units(
+    config: PrismaticVLAConfig, robot: RobotSpec, statistics: DatasetStatistics, *, bounded: bool = False
+) -> ActionUnits:
+    """The units that a config says. bounded: see ``ActionUnits``."""
     settings = config.settings
     return ActionUnits(
         robot,
@@ -209,6 +211,7 @@ def action_units(config: PrismaticVLAConfig, robot: RobotSpec, statistics: Datas
         normalization=settings.normalization,
         span_floor=settings.span_floor,
         action_source=config.data.action_source,
+        bounded=bounded,
     )
 
 

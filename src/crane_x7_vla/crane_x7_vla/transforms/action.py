@@ -25,16 +25,20 @@ class ValueRange:
         return (self.high - self.low) / np.float32(2)
 
 
-def value_range(stats: NormStats, normalization: Normalization, *, span_floor: float) -> ValueRange:
-    """What -1 and 1 stand for: q01 and q99 (OpenVLA's BOUNDS_Q99), min and max, or mean - std and mean + std.
+def value_range(
+    stats: NormStats, normalization: Normalization, *, span_floor: float, deviations: float = 1.0
+) -> ValueRange:
+    """What -1 and 1 stand for: q01 and q99 (OpenVLA's BOUNDS_Q99), min and max, or the mean and ``deviations`` standard
+    deviations to either side.
 
     A span below ``span_floor`` (data's units) is widened about its middle, lest a joint that hardly moves turn sensor
     noise into the largest part of the loss. Entries whose mask is False stay as they are.
     """
+    reach = np.float32(deviations) * stats.std
     low, high = {
         "bounds_q99": (stats.q01, stats.q99),
         "bounds": (stats.min, stats.max),
-        "zscore": (stats.mean - stats.std, stats.mean + stats.std),
+        "zscore": (stats.mean - reach, stats.mean + reach),
     }[normalization]
     middle, half = (low + high) / 2, np.maximum(high - low, np.float32(span_floor)) / 2
     one = np.float32(1)

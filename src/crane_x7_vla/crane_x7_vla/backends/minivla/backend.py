@@ -48,7 +48,7 @@ class MiniVLABackend(TokenBackend[MiniVLAConfig]):
         self._vq: TrainedVQ | None = None
         if not settings.vq.enabled:
             self.tokens = BinnedTokens(TokenBins(end=rows.stop, bins=len(rows)), action_dim=robot.size)
-            units = action_units(config, robot, statistics)
+            units = action_units(config, robot, statistics, bounded=True)
             self.processor = MiniVLAProcessor(config, units=units, assets=self.assets)
             return
         place = self._find_vq(directory)

@@ -25,7 +25,7 @@ class OpenVLAProcessor(PrismaticProcessor):
         check_vocabulary(assets, {f"openvla.{name}": token for name, token in tokens.items()})
         super().__init__(
             config,
-            units=action_units(config, robot, statistics),
+            units=action_units(config, robot, statistics, bounded=True),
             assets=assets,
             start=[LLAMA_BOS_TOKEN_ID],
             end=settings.empty_token_id,
