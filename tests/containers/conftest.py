@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_bringup.domain import take_domain
+from crane_x7_vla.nodes.domain import take_domain
 from tests.containers.checkout import Checkout
 from tests.containers.engine import Engine, EngineUnavailableError
 from tests.containers.standins import make_base_images

@@ -12,11 +12,11 @@ import pytest
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import EXPERT, SIM
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.nodes.domain import take_domain
 from crane_x7_vla.nodes.messages import (
     command_qos,
     image_to_rgb,
