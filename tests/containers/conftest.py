@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from crane_x7_bringup.domain import take_domain
+from crane_x7_vla.nodes.domain import take_domain
 from tests.containers.checkout import Checkout
 from tests.containers.engine import Engine, EngineUnavailableError
 from tests.containers.standins import make_base_images
@@ -56,12 +56,16 @@ def _or_skip(prepare: Callable[[], None], engine: Engine) -> Engine:
 
 @pytest.fixture(scope="session")
 def checkout(engine: Engine) -> Iterator[Checkout]:
-    """A clone with a user's .env, in a ROS domain that nobody uses."""
-    with take_domain() as domain, tempfile.TemporaryDirectory(prefix="crane_x7_checkout_") as folder:
-        checkout = Checkout(engine, Path(folder))
+    """A clone with a user's .env, in a ROS domain that nobody uses. What a killed run left of it goes with its engine's
+    folder, or is replaced here where that is kept."""
+    folder = engine.folder / "checkout"
+    shutil.rmtree(folder, ignore_errors=True)
+    with take_domain() as domain:
+        checkout = Checkout(engine, folder)
         checkout.configure({"ROS_DOMAIN_ID": str(domain.number)})
         yield checkout
         checkout.down()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

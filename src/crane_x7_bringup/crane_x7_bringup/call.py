@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from crane_x7_bringup.domain import requested_domain
 from crane_x7_bringup.profiles import parsed_value
 from crane_x7_bringup.session import Session
 from crane_x7_vla.command import USER_ERROR, run_command
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.nodes.domain import requested_domain
 
 _YES_NO = {"true": True, "false": False}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import configured, find_profile
 from crane_x7_bringup.supervisor import Supervisor
+from crane_x7_vla.nodes.domain import take_domain
 
 pytestmark = pytest.mark.ros
 

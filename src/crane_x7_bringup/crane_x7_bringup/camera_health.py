@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from sensor_msgs.msg import Image
 
-from crane_x7_bringup.domain import requested_domain
 from crane_x7_bringup.environment import VARIABLES
 from crane_x7_bringup.health import UNHEALTHY
 from crane_x7_bringup.session import Session
 from crane_x7_vla.command import run_command
+from crane_x7_vla.nodes.domain import requested_domain
 from crane_x7_vla.nodes.messages import sensor_qos
 from crane_x7_vla.protocol import camera_topic
 

@@ -5,8 +5,8 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
 from crane_x7_bringup.camera_health import silent, topics
-from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.session import Session
+from crane_x7_vla.nodes.domain import take_domain
 from crane_x7_vla.nodes.messages import publisher_qos
 
 PRIMARY, WRIST = "camera/color/image_raw", "camera_wrist/color/image_raw"

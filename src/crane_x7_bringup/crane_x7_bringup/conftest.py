@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from crane_x7_vla.conftest import tiny_base, tiny_checkpoint, tiny_statistics
+
+__all__ = ["hang_up_is_heard", "tiny_base", "tiny_checkpoint", "tiny_statistics"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def hang_up_is_heard() -> Iterator[None]:

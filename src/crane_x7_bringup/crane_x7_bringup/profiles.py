@@ -1,5 +1,5 @@
 """Which nodes belong together, for machines without ``ros2 launch``: the same nodes, parameter files and arguments as
-the launch files of the same name (a test compares them)."""
+their launch files (a test compares them)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ class Argument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Nodes and arguments of ``python -m crane_x7_bringup.up <name>`` and of ``<name>.launch.py``."""
+    """Nodes and arguments of ``python -m crane_x7_bringup.up <name>``.
+
+    launch: package and name of the ``.launch.py`` that starts the same nodes; that of a single node's own package may
+    take more arguments, and has its own defaults.
+    """
 
     name: str
+    launch: tuple[str, str]
     description: str
     nodes: tuple[NodeSpec, ...]
     arguments: tuple[Argument, ...]
@@ -169,12 +174,14 @@ PROFILES = {
     for profile in (
         Profile(
             name="sim",
+            launch=("crane_x7_bringup", "sim"),
             description="the simulated arm alone, on the real arm's topics",
             nodes=(SIM,),
             arguments=_sim_arguments(),
         ),
         Profile(
             name="log-sim",
+            launch=("crane_x7_bringup", "log_sim"),
             description="the simulated arm, driven by the scripted expert, and the recorder",
             nodes=(SIM, EXPERT, RECORDER),
             arguments=(
@@ -185,24 +192,28 @@ PROFILES = {
         ),
         Profile(
             name="expert-sim",
+            launch=("crane_x7_bringup", "expert_sim"),
             description="the simulated arm, driven by the scripted expert",
             nodes=(SIM, EXPERT),
             arguments=_sim_arguments("expert"),
         ),
         Profile(
             name="log",
+            launch=("crane_x7_log", "recorder"),
             description="the recorder alone, beside an arm that others started",
             nodes=(RECORDER,),
             arguments=(*_node_arguments("recorder"), _INSTRUCTION_RECORDED, _OUTPUT_DIR),
         ),
         Profile(
             name="vla",
+            launch=("crane_x7_vla", "vla_inference"),
             description="the inference node alone, beside an arm that others started",
             nodes=(INFERENCE,),
             arguments=(*_node_arguments("vla_inference"), *_INFERENCE_ARGUMENTS),
         ),
         Profile(
             name="vla-sim",
+            launch=("crane_x7_bringup", "vla_sim"),
             description="the simulated arm, driven by a model",
             nodes=(SIM, INFERENCE),
             arguments=(

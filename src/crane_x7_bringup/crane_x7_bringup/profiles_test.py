@@ -122,11 +122,13 @@ PACKAGE_FILES = {
     "vla_inference": ("crane_x7_vla", "vla_inference"),
 }
 TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+# The others are started by the launch file of their node's package.
+COMPOSED = [profile for profile in PROFILES.values() if profile.launch[0] == "crane_x7_bringup"]
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize("profile", COMPOSED, ids=lambda profile: profile.name)
 def test_the_launch_file_of_a_profile_has_its_arguments_and_defaults(profile: Profile) -> None:
-    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    tree = launch_file(*profile.launch)
     expected = {
         argument.name: (str(argument.default).lower() if isinstance(argument.default, bool) else str(argument.default))
         for argument in profile.arguments
@@ -136,10 +138,10 @@ def test_the_launch_file_of_a_profile_has_its_arguments_and_defaults(profile: Pr
     assert {name: text for name, (_, text) in found.items()} == {a.name: a.description for a in profile.arguments}
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize("profile", COMPOSED, ids=lambda profile: profile.name)
 def test_each_argument_sets_the_same_parameters_through_the_launch_files(profile: Profile) -> None:
     """Follow each argument from the profile's launch file through the included one to the node's parameter."""
-    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    tree = launch_file(*profile.launch)
     reached: set[tuple[str, str, str]] = set()
     for call in calls(tree, "Node"):
         for parameter, source in set_parameters(call).items():
@@ -173,24 +175,38 @@ def test_each_argument_sets_the_same_parameters_through_the_launch_files(profile
     assert reached == {(a.name, node, parameter) for a in profile.arguments for node, parameter in a.targets}
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize("profile", COMPOSED, ids=lambda profile: profile.name)
 def test_included_launch_files_do_not_share_their_arguments(profile: Profile) -> None:
     """launch gives the params_file of the first included file to the second too, unless each is in a group."""
-    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    tree = launch_file(*profile.launch)
     includes = list(calls(tree, "IncludeLaunchDescription"))
     assert includes
     assert len(includes) == 1 or len(list(calls(tree, "GroupAction"))) == len(includes)
 
 
-@pytest.mark.parametrize("profile", [p for p in PROFILES.values() if len(p.nodes) > 1], ids=lambda p: p.name)
+@pytest.mark.parametrize("profile", [p for p in COMPOSED if len(p.nodes) > 1], ids=lambda p: p.name)
 def test_a_launch_with_several_nodes_ends_when_one_of_them_does(profile: Profile) -> None:
-    tree = launch_file("crane_x7_bringup", profile.name.replace("-", "_"))
+    tree = launch_file(*profile.launch)
     (description,) = calls(tree, "LaunchDescription")
     assert "together" in ast.unparse(description)
     assert "together = RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(" in ast.unparse(tree)
 
 
-@pytest.mark.parametrize("node", ["sim", "vla_inference"])
+@pytest.mark.parametrize("profile", [p for p in PROFILES.values() if p not in COMPOSED], ids=lambda p: p.name)
+def test_the_launch_file_of_a_package_takes_the_arguments_of_its_profile(profile: Profile) -> None:
+    (node,) = profile.nodes
+    assert profile.launch == PACKAGE_FILES[node.name]
+    tree = launch_file(*profile.launch)
+    (call,) = calls(tree, "Node")
+    parameters = set_parameters(call)
+    for argument in profile.arguments:
+        assert argument.name in declared(tree)
+        for target, parameter in argument.targets:
+            assert target == node.name
+            assert parameters[parameter] == (argument.name, TYPES[type(argument.default)])
+
+
+@pytest.mark.parametrize("node", ["sim", "recorder", "vla_inference"])
 def test_launch_files_of_the_packages_start_what_the_profiles_start(node: str) -> None:
     package, file = PACKAGE_FILES[node]
     tree = launch_file(package, file)

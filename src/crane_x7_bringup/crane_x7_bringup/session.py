@@ -25,8 +25,8 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from crane_x7_bringup.domain import environment
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.nodes.domain import environment
 from crane_x7_vla.nodes.messages import latched_qos, sensor_qos, stamp_ns
 from lift.nodes.sim_node import Settings
 from lift.nodes.topics import EPISODE_END, OBJECT_POSE, RESET

@@ -12,11 +12,11 @@ import pytest
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.profiles import EXPERT, SIM
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
 from crane_x7_vla.errors import DataError
+from crane_x7_vla.nodes.domain import take_domain
 from crane_x7_vla.nodes.messages import (
     command_qos,
     image_to_rgb,
@@ -182,6 +182,36 @@ def test_real_time_follows_the_clock_and_any_trajectory(tmp_path: Path) -> None:
         session.wait_until(lambda: abs(states[max(states)][0] - goal[0]) < 0.03, "the arm at its goal")
         stamps = sorted(states)
         assert all(b > a for a, b in itertools.pairwise(stamps))
+
+
+def test_in_system_time_a_reset_shows_nothing_before_its_time_and_heeds_no_command_for_the_scene_before(
+    tmp_path: Path,
+) -> None:
+    with stack(tmp_path, spec(SIM, lockstep=False, cameras=[], publish_clock=False)) as session:
+        states: dict[int, np.ndarray] = {}
+        ahead: list[int] = []
+        clock = session.node.get_clock()
+
+        def keep(message: JointState) -> None:
+            states[stamp_ns(message.header)] = joint_state_positions(message, CRANE_X7)
+            ahead.append(stamp_ns(message.header) - clock.now().nanoseconds)
+
+        session.subscribe(JointState, "joint_states", keep, sensor_qos(lockstep=False))
+        commands = session.node.create_publisher(JointTrajectory, ARM_TOPIC, command_qos())
+        session.wait_connected(ARM_TOPIC)
+        session.wait_until(lambda: len(states) > 2, "joint states")
+        begin = session.reset_simulator(3)
+        names = [CRANE_X7.joint_names[i] for i in CRANE_X7.arm_indices]
+        home = np.array(CRANE_X7.home)[None, :7]
+        commands.publish(trajectory_message(names, 0, [0], home + 0.5))
+        session.wait_until(lambda: sum(stamp >= begin for stamp in states) > 3, "the new scene")
+        # Each instant is shown in the control period around it.
+        assert max(ahead) <= 50_000_000
+        assert begin - max(stamp for stamp in states if stamp < begin) >= 1_000_000_000
+        stamps = list(states)
+        assert stamps == sorted(stamps)
+        first = min(stamp for stamp in stamps if stamp >= begin)
+        np.testing.assert_allclose(states[stamps[-1]], states[first], atol=0.1)
 
 
 def test_simulated_time_runs_between_the_instants_and_jumps_forward_at_a_reset(tmp_path: Path) -> None:

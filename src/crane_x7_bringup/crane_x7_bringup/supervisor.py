@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any
 
 from crane_x7_bringup.child import ending, entry_point, node_command
-from crane_x7_bringup.domain import environment
 from crane_x7_bringup.shared_memory import clean_shared_memory
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.nodes.domain import environment
 
 # Between SIGTERM and SIGKILL, s.
 _TERMINATE_S = 3.0

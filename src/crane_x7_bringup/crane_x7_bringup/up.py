@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from crane_x7_bringup.domain import requested_domain, take_domain
 from crane_x7_bringup.profiles import PROFILES, Profile, configured, find_profile
 from crane_x7_bringup.signals import on_ending_signals
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
 from crane_x7_vla.command import run_command
+from crane_x7_vla.nodes.domain import requested_domain, take_domain
 
 # Fast DDS hands messages below half of its usual segment (0.5 MB) over without loss.
 _BIG_IMAGE = 200_000

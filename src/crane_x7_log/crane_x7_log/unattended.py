@@ -68,9 +68,13 @@ class _Phase(Enum):
 
 
 class Unattended:
-    """Asked several times a second by ``next``, told by ``on_reset`` and ``on_task_end`` what happened."""
+    """Asked several times a second by ``next``, told by ``on_reset`` and ``on_task_end`` what happened.
+
+    waits_for: what of the simulator in lockstep has to come before the next episode.
+    """
 
     def __init__(self, config: UnattendedConfig) -> None:
+        self.waits_for: str | None = None
         self._config = config
         self._phase = _Phase.PAUSE
         self._pause_ends: float | None = None
@@ -78,14 +82,8 @@ class Unattended:
         self._saved = 0
         self._faults = 0
         self._task_ended = False
-        self._waits_for = ""
         self._waits_since = 0.0
         self._passed = 0
-
-    @property
-    def waits_for(self) -> str | None:
-        """What of the simulator in lockstep has to come before the next episode."""
-        return self._waits_for or None
 
     @property
     def saved(self) -> int:
@@ -109,7 +107,7 @@ class Unattended:
         if self._phase is _Phase.PAUSE:
             if idle and not status.waiting_for:
                 return self._between(now, resettable=resettable)
-            self._waits_for = ""
+            self.waits_for = None
             if idle and self._config.lockstep and self._task_ended and resettable:
                 # A scene that is over shows nothing to a recorder that comes later. It lets one more pass, so that
                 # everything is connected when the first that counts begins.
@@ -148,7 +146,7 @@ class Unattended:
             if not (resettable and self._task_ended):
                 self._wait(now, resettable=resettable)
                 return None
-            self._waits_for = ""
+            self.waits_for = None
             self._phase = _Phase.STARTED
         elif resettable:
             self._phase = _Phase.RESET
@@ -171,8 +169,8 @@ class Unattended:
 
     def _wait(self, now: float, *, resettable: bool) -> None:
         waits_for = f"the end of the scene on {EPISODE_END}" if resettable else f"the service {NEXT_SCENE}"
-        if waits_for != self._waits_for:
-            self._waits_for, self._waits_since = waits_for, now
+        if waits_for != self.waits_for:
+            self.waits_for, self._waits_since = waits_for, now
         limit_s = _SCENE_S if resettable else _SIMULATOR_S
         if now - self._waits_since >= limit_s:
             raise DataError(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crane_x7_bringup.domain import take_domain
 from crane_x7_bringup.session import Session
 from crane_x7_bringup.signals import interrupt_on_ending_signals
 from crane_x7_bringup.supervisor import NodeEndedError, NodeSpec, Supervisor
 from crane_x7_vla.command import USER_ERROR, run_command
+from crane_x7_vla.nodes.domain import take_domain
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from crane_x7_bringup.domain import environment, take_domain
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.nodes.commands import CommandPublisher
+from crane_x7_vla.nodes.domain import environment, take_domain
 from crane_x7_vla.nodes.messages import command_qos, joint_state_message, publisher_qos, stamp_ns, to_stamp
 from crane_x7_vla.protocol import ARM_TOPIC
 from crane_x7_vla.robot import CRANE_X7

@@ -128,6 +128,7 @@ class SimNode(SuiteNode):
         self.create_service(Trigger, topics.NEXT_SCENE, lambda _, response: self._on_reset(response, self._seed + 1))
 
         self._origin = 0
+        self._shown = 0
         self._steps = 0
         self._seed = settings.seed
         self._over = False
@@ -167,9 +168,17 @@ class SimNode(SuiteNode):
         """Whether stamps are the system's time, as on the real arm."""
         return not self._settings.lockstep and not self._settings.publish_clock
 
+    @property
+    def _is_coming(self) -> bool:
+        """Whether nobody has seen the episode yet, as its first instant is still to come."""
+        return self._shown < self._origin
+
     def _begin(self, seed: int) -> None:
-        """Start the episode of ``seed`` at a later time than any before, and than 0, which means "now" in a stamp."""
-        origin = (self._stamp if self._observation is not None else 0) + RESET_GAP
+        """Start the episode of ``seed`` at a later time than any before, and than 0, which means "now" in a stamp.
+
+        Simulated time jumps there at once. The system's does not: its first instant is shown when its time has come.
+        """
+        origin = self._shown + RESET_GAP
         if self._system_time:
             origin = max(origin, self.get_clock().now().nanoseconds)
         (observation,) = self._env.reset(np.array([seed], dtype=np.int64))
@@ -181,7 +190,9 @@ class SimNode(SuiteNode):
             "arm": Setpoint(target[self._arm], origin / NANOSECONDS),
             "gripper": Setpoint(target[self._gripper], origin / NANOSECONDS),
         }
-        self._show(observation)
+        self._observation = observation
+        if not self._system_time:
+            self._show(observation)
 
     def _advance(self, target: np.ndarray) -> None:
         """One control period towards ``target`` float32 [S] rad."""
@@ -212,7 +223,7 @@ class SimNode(SuiteNode):
         if self._observation is not None and self._steps > 0:
             velocity = (observation.state - self._observation.state) * np.float32(self._settings.control_hz)
         self._observation = observation
-        stamp = self._stamp
+        self._shown = stamp = self._stamp
         if self._clock_publisher is not None:
             self._clock_publisher.publish(ClockMessage(clock=to_stamp(stamp)))
         self._pose.publish(self._object_pose(stamp))
@@ -249,6 +260,9 @@ class SimNode(SuiteNode):
         if self._settings.lockstep:
             self._on_lockstep_command(part, stamp_ns(message.header), times, positions)
             return
+        if self._is_coming:
+            # Meant for the scene that is no more.
+            return
         start = start_ns(message, self._now())
         self._setpoints[part].replace(start / NANOSECONDS, times / NANOSECONDS, positions)
 
@@ -284,7 +298,7 @@ class SimNode(SuiteNode):
 
     def _on_period(self) -> None:
         """Real time: the period that has just passed is simulated with the commands that came during it."""
-        end = self._origin + round((self._steps + 1) * self._period)
+        end = self._origin if self._is_coming else self._origin + round((self._steps + 1) * self._period)
         if self._system_time:
             now = self.get_clock().now().nanoseconds
             if now < end - self._period / 2:
@@ -293,6 +307,9 @@ class SimNode(SuiteNode):
                 # Slower than real time: stamps stay true, the physics lags.
                 self._origin += now - end
                 end = now
+        if self._is_coming and self._observation is not None:
+            self._show(self._observation)
+            return
         seconds = end / NANOSECONDS
         self._advance(self._joined(self._setpoints["arm"].at(seconds), self._setpoints["gripper"].at(seconds)))
 

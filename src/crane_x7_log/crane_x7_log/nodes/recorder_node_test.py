@@ -21,7 +21,6 @@ import yaml
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image, JointState
 
-from crane_x7_bringup.domain import environment, take_domain
 from crane_x7_log.nodes.fake_robot_test import (
     INSTRUCTION,
     MS,
@@ -42,6 +41,7 @@ from crane_x7_vla.data.episode import (
     read_episode,
 )
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.nodes.domain import environment, take_domain
 from crane_x7_vla.nodes.messages import image_to_rgb, joint_state_message, publisher_qos, rgb_to_image
 from crane_x7_vla.robot import CRANE_X7
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_bringup import domain as domain_module
-from crane_x7_bringup.domain import environment, requested_domain, take_domain
 from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.nodes import domain as domain_module
+from crane_x7_vla.nodes.domain import environment, requested_domain, take_domain
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from crane_x7_bringup.domain import take_domain
+from crane_x7_vla.nodes.domain import take_domain
 domain = take_domain(folder=Path(sys.argv[1]))
 print(domain.number, flush=True)
 time.sleep(60)
