@@ -23,7 +23,7 @@ def restore_backend(directory: Path, *, config: VLAConfig | None = None) -> tupl
 
     config: instead of the directory's config.yaml. Raises CheckpointError that names what is missing and what to type.
     """
-    _check(directory)
+    check_directory(directory)
     if config is None:
         config = load_config(directory / CONFIG_NAME)
     has_adapters = (directory / ADAPTERS).is_dir()
@@ -48,7 +48,8 @@ def _statistics(path: Path, robot: RobotSpec) -> DatasetStatistics:
     return statistics
 
 
-def _check(directory: Path) -> None:
+def check_directory(directory: Path) -> None:
+    """Raise CheckpointError unless it is a merged model or a checkpoint-N, which brings its settings along."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist; expected a merged model or a checkpoint-N directory")
     if is_adapter_folder(directory):

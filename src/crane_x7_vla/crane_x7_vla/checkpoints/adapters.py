@@ -9,6 +9,8 @@ from crane_x7_vla.checkpoints.layouts import read_json
 ADAPTERS = "lora_adapters"
 """Folder of the adapters in a checkpoint-N."""
 ADAPTER_CONFIG = "adapter_config.json"
+MERGE_INFO = "merge_info.json"
+"""File of a merged model that names the adapters, as ``adapter_path``, and what folding them did."""
 
 
 def is_adapter_folder(directory: Path) -> bool:

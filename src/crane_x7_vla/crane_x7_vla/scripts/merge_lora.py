@@ -24,7 +24,7 @@ from torch import nn
 
 from crane_x7_vla.backends.base import Backend
 from crane_x7_vla.backends.restoring import restore_backend
-from crane_x7_vla.checkpoints.adapters import ADAPTERS, is_adapter_folder
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, MERGE_INFO, is_adapter_folder
 from crane_x7_vla.checkpoints.base_model import local_model
 from crane_x7_vla.checkpoints.lora import FoldReport, fold
 from crane_x7_vla.checkpoints.store import refuse_experiment, sync_tree
@@ -42,7 +42,6 @@ _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _PROBES = 4
 _TOLERANCE = 5e-3
 _NOTEWORTHY = 0.1
-_MERGE_INFO = "merge_info.json"
 _LOCK = ".lock"
 
 
@@ -112,7 +111,7 @@ def merge(
             "largest_action_difference_rad": difference,
             **dataclasses.asdict(report),
         }
-        (unfinished / _MERGE_INFO).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
+        (unfinished / MERGE_INFO).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
     print(f"merged and unmerged actions differ by at most {difference:.2g} rad (allowed: {tolerance:g})")
     print(f"done: {output_path}")
 

@@ -303,6 +303,12 @@ def _statistics(
                 f"--data-root {config.data.data_root} --output {path}"
             )
         return statistics
+    return statistics_of(config, train, fingerprint=fingerprint, n_episodes=n_episodes)
+
+
+def statistics_of(config: VLAConfig, train: EpisodeDataset, *, fingerprint: str, n_episodes: int) -> DatasetStatistics:
+    """Statistics of states and actions, these in the form and over the horizon of ``config``."""
+    robot = robot_spec(config.robot)
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     for state, action in train.trajectories():
