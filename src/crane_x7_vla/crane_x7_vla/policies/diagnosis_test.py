@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
+from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.config.base import PRIMARY_CAMERA, WRIST_CAMERA
 from crane_x7_vla.data.statistics import DatasetStatistics
@@ -53,19 +55,45 @@ def test_what_is_within_the_allowance_is_not_looked_into(tiny_statistics: Datase
 
 def test_the_settings_of_the_training_are_among_the_changes(tiny_statistics: DatasetStatistics) -> None:
     trained = told("lift", tiny_statistics)
-    settings = trained.config.openvla_oft  # pyright: ignore[reportAttributeAccessIssue]
-    other = replace(settings, span_floor=0.2, image_aug=replace(settings.image_aug, crop_scale=0.7))
-    now = replace(trained, config=replace(trained.config, openvla_oft=other), instruction="lower")
+    settings: Any = trained.config.openvla_oft  # pyright: ignore[reportAttributeAccessIssue]
+    other = replace(
+        settings,
+        span_floor=0.2,
+        normalization="bounds",
+        image_aug=replace(settings.image_aug, crop_scale=0.7),
+        multi_image=replace(settings.multi_image, num_images=1),
+        film=replace(settings.film, enabled=False),
+        lora_rank=1,
+    )
+    data = replace(trained.config.data, cameras=(WRIST_CAMERA,))
+    now = replace(trained, config=replace(trained.config, data=data, openvla_oft=other), instruction="lower")
     recorded = Recorded(cameras=(PRIMARY_CAMERA, WRIST_CAMERA), statistics=lambda config: tiny_statistics)
-    texts = {change.text for change in changes(now, trained=trained, recorded=recorded)}
+    found = list(changes(now, trained=trained, recorded=recorded))
+    texts = {(change.cause, change.text) for change in found}
     assert texts >= {
-        "image_aug.enabled true and crop_scale 0.9",
-        "normalization bounds_q99 and span_floor 0.04",
-        "instruction 'lift'",
-        "the recorded instructions",
-        "the statistics of its training",
-        "statistics of these episodes",
-        "cameras wrist, primary",
-        "action_form absolute",
+        ("crop", "image_aug.crop_scale 0.9"),
+        ("crop", "image_aug.enabled false and crop_scale 0.7"),
+        ("statistics", "normalization 'bounds_q99' and span_floor 0.04"),
+        ("statistics", "normalization 'zscore'"),
+        ("prompt", "instruction 'lift'"),
+        ("prompt", "the recorded instructions"),
+        ("statistics", "the statistics of its training"),
+        ("statistics", "statistics of these episodes"),
+        ("cameras", "multi_image.num_images 2 and cameras primary, wrist"),
+        ("cameras", "cameras primary"),
+        ("film", "film.enabled true"),
+        ("action form", "action_form 'absolute'"),
     }
-    assert not any(text.startswith("prompt") for text in texts)
+    assert not any("lora_rank" in text or text.startswith("prompt") for _, text in texts)
+    cameras = next(change.make() for change in found if change.text.startswith("multi_image"))
+    assert [camera.name for camera in cameras.config.cameras] == ["primary", "wrist"]
+
+
+def test_what_a_vq_brings_along_is_not_among_the_changes(tiny_statistics: DatasetStatistics) -> None:
+    config = MiniVLAConfig.tiny()
+    recorded = Recorded(cameras=(PRIMARY_CAMERA, WRIST_CAMERA), statistics=lambda config: tiny_statistics)
+    for enabled in (True, False):
+        settings = replace(config.minivla, vq=replace(config.minivla.vq, enabled=enabled))
+        now = Deployment(config=replace(config, minivla=settings), statistics=tiny_statistics, instruction=None)
+        causes = {change.cause for change in changes(now, trained=now, recorded=recorded)}
+        assert causes == {"crop", "cameras"} | (set() if enabled else {"statistics", "action form"})
