@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in ("calls", "batch", "prompt_multiple", "height", "width"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")
-    output: Path = arguments.output or Path(f"inference_{config.backend}_{device.type}.json")
+    output: Path = arguments.output or _default_output(arguments, config, device)
     check_file(output, option="--output")
     report = measure(
         without_base(config),
@@ -107,6 +107,12 @@ def _run(arguments: argparse.Namespace) -> int:
     output.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     print(f"done: {output}")
     return 0
+
+
+def _default_output(arguments: argparse.Namespace, config: PrismaticVLAConfig, device: torch.device) -> Path:
+    name = config.backend if arguments.config is None else arguments.config.stem
+    variant = "_tiny" * arguments.tiny + "_eager" * arguments.eager
+    return Path(f"inference_{name}{variant}_{device.type}.json")
 
 
 def measure(

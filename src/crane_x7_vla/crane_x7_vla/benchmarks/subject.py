@@ -20,6 +20,7 @@ from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.backends.minivla.vq import vq_shape, vq_units
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
+from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import load_config
 from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics
 from crane_x7_vla.errors import ConfigError
@@ -41,9 +42,8 @@ class MeasuredBackend(Backend, Protocol):
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``chosen_config`` reads."""
-    chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--backend", metavar="NAME", help=f"one of {', '.join(BACKENDS)}, with its default settings")
-    chosen.add_argument("--config", type=Path, metavar="FILE", help="settings, as training reads them")
+    parser.add_argument("--backend", metavar="NAME", help=f"one of {', '.join(BACKENDS)}, with its default settings")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, as training reads them, instead")
     parser.add_argument(
         "--tiny", action="store_true", help="the small dimensions of --backend that its tests use, in place of its own"
     )
@@ -51,15 +51,27 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_config(arguments: argparse.Namespace) -> PrismaticVLAConfig:
     """The settings asked for. Raises ConfigError."""
+    if (arguments.config is None) == (arguments.backend is None):
+        given = "neither is" if arguments.config is None else "both are"
+        raise ConfigError(f"name what to measure with --backend NAME or with --config FILE; {given} given")
     if arguments.config is not None:
         if arguments.tiny:
             raise ConfigError("--tiny goes with --backend; in a --config, name another architecture")
         config = load_config(arguments.config)
     else:
         kind: Any = config_class(arguments.backend)
-        config = kind.tiny() if arguments.tiny else kind()
+        config = _tiny(kind) if arguments.tiny else kind()
     if not isinstance(config, PrismaticVLAConfig):
         raise ConfigError(f"backend {config.backend} is not on the Prismatic trunk, so it cannot be measured yet")
+    return config
+
+
+def _tiny(kind: Any) -> VLAConfig:
+    """The config of the tests; a MiniVLA with a VQ, which has more to decode and gives more than one action."""
+    config: VLAConfig = kind.tiny()
+    if isinstance(config, MiniVLAConfig):
+        vq = dataclasses.replace(config.minivla.vq, enabled=True)
+        return dataclasses.replace(config, minivla=dataclasses.replace(config.minivla, vq=vq))
     return config
 
 

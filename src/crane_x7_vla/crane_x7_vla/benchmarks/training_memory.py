@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
+    if not arguments.memory > 0:
+        raise ConfigError(f"--memory is {arguments.memory:g}; expected GiB above 0")
     config = chosen_config(arguments)
     parts = training_memory(config, batch_size=arguments.batch_size, checkpointing=not arguments.no_checkpointing)
     shown = Table(title=f"{config.backend}: LoRA rank {config.settings.lora_rank}, batch {arguments.batch_size}")

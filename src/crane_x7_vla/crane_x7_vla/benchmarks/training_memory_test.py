@@ -41,3 +41,9 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) ->
     for memory, verdict in (("24", "fits into 24 GiB"), ("0.5", "does not fit into 0.5 GiB")):
         assert main(["--backend", "minivla", "--tiny", "--memory", memory]) == 0
         assert f"estimate: {verdict}; not measured on a GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("memory", ["-3", "0", "nan"])
+def test_no_memory_at_all_is_one_line(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--backend", "minivla", "--tiny", "--memory", memory]) == 2
+    assert capsys.readouterr().err == f"error: --memory is {memory}; expected GiB above 0\n"
