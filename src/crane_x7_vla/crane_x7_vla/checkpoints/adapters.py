@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crane_x7_vla.checkpoints.layouts import read_json
+from crane_x7_vla.checkpoints.files import read_json
 
 ADAPTERS = "lora_adapters"
 """Folder of the adapters in a checkpoint-N."""

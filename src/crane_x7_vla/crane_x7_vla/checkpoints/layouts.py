@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.preprocessor import read_normalizations, write_preprocessor
+from crane_x7_vla.checkpoints.tokenizer import read_tokenizer
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticConfig
 from crane_x7_vla.transforms.image import HALF, IMAGENET, ChannelNormalization
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
@@ -38,19 +40,6 @@ _VISION = "vision_backbone."
 _FILM_KEY = re.compile(r"vision_backbone\.\w+\.blocks\.\d+\.(scale|shift)\.(weight|bias)")
 _NAMED = 8
 _FINGERPRINT_VALUES = 64
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises CheckpointError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}; is it a complete model directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); copy the model again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy the model again")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +55,7 @@ def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
     published = read_json(directory / CONFIG_FILE)
     tokenizer = read_tokenizer(directory / TOKENIZER_FILE)
-    return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json; raises CheckpointError naming the file."""
-    # What the Rust side raises says neither which file it was nor what to do.
-    model = read_json(path).get("model")
-    if not isinstance(model, dict) or "vocab" not in model:
-        raise CheckpointError(f"{path} is not a tokenizer, its model has no vocab; copy the model again")
-    return Tokenizer.from_file(str(path))
-
-
-def _read_normalizations(directory: Path, towers: int) -> tuple[ChannelNormalization, ...]:
-    path = directory / PREPROCESSOR_FILE
-    entries = read_json(path).get("tvf_normalize_params")
-    try:
-        normalizations = tuple(
-            ChannelNormalization(_triple(entry["mean"]), _triple(entry["std"])) for entry in entries or ()
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: tvf_normalize_params lacks mean and std of three channels ({error})") from error
-    if len(normalizations) != towers:
-        raise CheckpointError(
-            f"{path}: tvf_normalize_params has {len(normalizations)} entries for {towers} vision towers"
-        )
-    return normalizations
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+    return Assets(published, tokenizer, read_normalizations(directory, len(published.get("timm_model_ids", ()))))
 
 
 def default_normalizations(towers: int) -> tuple[ChannelNormalization, ...]:
@@ -284,25 +243,7 @@ def write_model(
         json.dumps({**assets.published, "torch_dtype": dtype}, indent=2) + "\n", encoding="utf-8"
     )
     assets.tokenizer.save(str(directory / TOKENIZER_FILE))
-    size = assets.published["image_sizes"][0]
-    preprocessor = {
-        "processor_class": "PrismaticProcessor",
-        "image_processor_type": "PrismaticImageProcessor",
-        "image_resize_strategy": "resize-naive",
-        "use_fused_vision_backbone": len(assets.normalizations) == 2,
-        "input_sizes": [[3, size, size]] * len(assets.normalizations),
-        "interpolations": ["bicubic"] * len(assets.normalizations),
-        "means": [list(entry.mean) for entry in assets.normalizations],
-        "stds": [list(entry.std) for entry in assets.normalizations],
-        "tvf_normalize_params": [
-            {"inplace": False, "mean": list(entry.mean), "std": list(entry.std)} for entry in assets.normalizations
-        ],
-        "tvf_resize_params": [
-            {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]}
-            for _ in assets.normalizations
-        ],
-    }
-    (directory / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    write_preprocessor(directory, assets.normalizations, assets.published["image_sizes"][0])
 
 
 def component_file(directory: Path, name: str) -> Path:

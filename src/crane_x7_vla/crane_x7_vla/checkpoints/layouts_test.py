@@ -15,6 +15,7 @@ from torch import Tensor
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models import openvla_oft
@@ -45,7 +46,7 @@ def published() -> dict[str, Tensor]:
 
 
 def load(directory: Path) -> PrismaticModel:
-    config = trunk_config(layouts.read_json(directory / "config.json"), source=str(directory / "config.json"))
+    config = trunk_config(read_json(directory / "config.json"), source=str(directory / "config.json"))
     model = PrismaticModel(config)
     tensors = layouts.read_tensors(
         layouts.weight_files(directory), layouts.shapes_of(model), dead=layouts.dead_keys(config), source=directory

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, base_model_of
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
 MODULES_FILE = "modules.safetensors"
@@ -105,7 +106,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     base model's weights are not those that the adapters were trained on.
     """
     folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
-    layouts.read_json(folder / ADAPTER_CONFIG)
+    read_json(folder / ADAPTER_CONFIG)
     check_base(directory, base_fingerprint=base_fingerprint)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False

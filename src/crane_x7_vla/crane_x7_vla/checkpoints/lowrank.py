@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG
-from crane_x7_vla.checkpoints.layouts import read_json, require_fit, tensor_shapes
+from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.layouts import require_fit, tensor_shapes
 from crane_x7_vla.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla.checkpoints.architecture import architecture
-from crane_x7_vla.checkpoints.layouts import CONFIG_FILE, read_json, require_fit
+from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.layouts import CONFIG_FILE, require_fit
 from crane_x7_vla.checkpoints.torch_files import read_torch, shapes_in, state_of
 from crane_x7_vla.errors import CheckpointError
 

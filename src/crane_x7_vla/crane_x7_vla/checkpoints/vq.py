@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.layouts import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    read_json,
     read_tensors,
     require_fit,
     save_tensors,
