@@ -102,12 +102,15 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Exactly the expected tensors, strictly.
 
-    files: {key: file}. dead: pattern of the keys that may lie there unused; they are the only ones ignored.
-    Raises one CheckpointError that lists what is missing, unexpected or of another shape.
+    files: {key: file}; of a key that lies in several, the one named here is read. dead: pattern of the keys that may
+    lie there unused; they are the only ones ignored. Raises one CheckpointError that lists what is missing, unexpected
+    or of another shape.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(set(files.values())):
-        shapes |= tensor_shapes(path)
+    held = {path: tensor_shapes(path) for path in sorted(set(files.values()))}
+    unnamed = {key for shapes in held.values() for key in shapes if key not in files and not _is_dead(key, dead)}
+    if unnamed:
+        raise CheckpointError(f"{source}: {INDEX_FILE} leaves out {_listing('that its files hold', unnamed)}; copy it again")
+    shapes = {key: held[path][key] for key, path in files.items() if key in held[path]}
     require_fit(shapes, expected, dead=dead, source=source)
     return pick_tensors({key: path for key, path in files.items() if key in expected})
 
@@ -117,7 +120,7 @@ def pick_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in files}  # noqa: SIM118
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if files.get(key) == path}  # noqa: SIM118
     return tensors
 
 
@@ -128,7 +131,7 @@ def require_fit(
 
     dead: pattern of the keys that may lie there unused; they are the only ones ignored.
     """
-    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
+    unexpected = {key for key in shapes if key not in expected and not _is_dead(key, dead)}
     missing = {key for key in expected if key not in shapes}
     misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
     parts = (
@@ -140,6 +143,10 @@ def require_fit(
     )
     if any(parts):
         raise CheckpointError(f"{source} does not fit this model: " + "; ".join(part for part in parts if part))
+
+
+def _is_dead(key: str, dead: str | None) -> bool:
+    return dead is not None and re.fullmatch(dead, key) is not None
 
 
 def _listing(what: str, names: Collection[str]) -> str:

@@ -127,6 +127,26 @@ def test_a_missing_shard_is_named(tmp_path: Path, published: dict[str, Tensor]) 
         load(tmp_path)
 
 
+def test_a_shard_holds_nothing_that_the_index_does_not_name(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    write_shards(tmp_path, published, 2)
+    index = tmp_path / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    del table["projector.fc2.bias"]
+    index.write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(CheckpointError, match=r"index\.json leaves out 1 that its files hold: projector\.fc2\.bias"):
+        load(tmp_path)
+
+
+def test_of_a_weight_in_two_shards_the_one_that_the_index_names_is_read(
+    tmp_path: Path, published: dict[str, Tensor]
+) -> None:
+    write_shards(tmp_path, published, 2)
+    key, last = "projector.fc1.bias", tmp_path / "model-00002-of-00002.safetensors"
+    assert key not in load_file(last)
+    save_file({**load_file(last), key: published[key] + 1}, last)
+    assert torch.equal(load(tmp_path).state_dict()[key], published[key])
+
+
 @pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/model.safetensors", "part/x.safetensors", 3])
 def test_shards_lie_beside_their_index(tmp_path: Path, name: object) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
