@@ -109,7 +109,9 @@ def read_tensors(
     held = {path: tensor_shapes(path) for path in sorted(set(files.values()))}
     unnamed = {key for shapes in held.values() for key in shapes if key not in files and not _is_dead(key, dead)}
     if unnamed:
-        raise CheckpointError(f"{source}: {INDEX_FILE} leaves out {_listing('that its files hold', unnamed)}; copy it again")
+        raise CheckpointError(
+            f"{source}: {INDEX_FILE} leaves out {_listing('that its files hold', unnamed)}; copy it again"
+        )
     shapes = {key: held[path][key] for key, path in files.items() if key in held[path]}
     require_fit(shapes, expected, dead=dead, source=source)
     return pick_tensors({key: path for key, path in files.items() if key in expected})
