@@ -27,9 +27,13 @@ logger = logging.getLogger(__name__)
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _BASE = "base_model_name_or_path"
+_BASE_LAYER = ".base_layer."
 _LIVE_ALPHA = 16
 _UNREAD = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "lora_bias")
 """Settings of peft with which the update is another one than B A."""
+_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of init_lora_weights with which peft leaves the base's weights as they are. With the others (pissa, olora,
+corda, loftq) it takes from them what the adapters begin with, so that B A is no update of the published weights."""
 
 _Shape = tuple[int, ...]
 
@@ -86,11 +90,12 @@ def fold_live(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tenso
     """A state dict with live adapters as that of the bare module; each weight keeps its type.
 
     Their scale is not in the file: OpenVLA-OFT trains rank r with alpha min(r, 16) (finetune.py at 213c5ff). Raises
-    CheckpointError where half of an adapter is missing or does not fit its layer.
+    CheckpointError where an adapted layer lacks its adapter or half of it, or where it does not fit.
     """
     halves = {key: value for key, value in tensors.items() if key.endswith(_LIVE.both)}
-    bare = {key.replace(".base_layer.", "."): value for key, value in tensors.items() if key not in halves}
+    bare = {key.replace(_BASE_LAYER, "."): value for key, value in tensors.items() if key not in halves}
     names = {key.removesuffix(end) for key in halves for end in _LIVE.both if key.endswith(end)}
+    names |= {key.partition(_BASE_LAYER)[0] for key in tensors if _BASE_LAYER in key}
     layers = {name: tuple(bare[f"{name}.weight"].shape) for name in names if f"{name}.weight" in bare}
     found = {key: tuple(value.shape) for key, value in halves.items()}
     ranks = {name: found.get(name + _LIVE.a, (0,))[0] for name in layers}
@@ -122,7 +127,7 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
         for name in _named(config.get("target_modules"), names)
         if name not in left_out
     }
-    frozen = {name: f"{name}.base_layer.weight" for name in layers if f"{name}.base_layer.weight" in found}
+    frozen = {name: f"{name}{_BASE_LAYER}weight" for name in layers if f"{name}{_BASE_LAYER}weight" in found}
     expected = _SAVED.shapes(layers, dict.fromkeys(layers, rank)) | {key: layers[name] for name, key in frozen.items()}
     require_fit(found, expected, dead=dead, source=path)
     fold = _Folding()
@@ -147,6 +152,12 @@ def _rank_and_scale(config: Mapping[str, Any], folder: Path) -> tuple[int, float
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG} is of peft_type {config.get('peft_type')} with {', '.join(unread) or 'no'} "
             "further settings; expected plain LoRA adapters. Merge them where they were trained"
+        )
+    start = config.get("init_lora_weights")
+    if start not in _KEEP_THE_BASE:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG}: init_lora_weights is {start!r}, which changed the base model's weights before "
+            "training; expected adapters that are added to the published ones. Merge them where they were trained"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:

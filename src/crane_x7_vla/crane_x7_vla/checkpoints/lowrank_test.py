@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.lowrank import fold_adapters
 from crane_x7_vla.checkpoints.published import read_assets, read_dead
 from crane_x7_vla.checkpoints.published_test import GOLDEN, KEYS, random_weights, read, trunk, write_hf
 from crane_x7_vla.errors import CheckpointError
@@ -167,6 +168,16 @@ def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, w
         read(write_adapters(tmp_path / "adapters", pairs, base, use_dora=True))
 
 
+def test_adapters_of_a_base_that_peft_changed_are_refused(tmp_path: Path) -> None:
+    """PiSSA takes the largest singular vectors out of the base; untrained, base and adapters make the published model."""
+    published = nn.Sequential(nn.Linear(16, 16, bias=False))
+    weight = published.get_parameter("0.weight").detach().clone()
+    adapted = get_peft_model(published, LoraConfig(r=2, target_modules=["0"], init_lora_weights="pissa"))
+    adapted.save_pretrained(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: init_lora_weights is 'pissa'"):
+        fold_adapters({"0.weight": weight}, tmp_path, dead="none")
+
+
 def write_film(directory: Path, *, live: bool) -> dict[str, Tensor]:
     """The file of a vision backbone with FiLM as openvla-oft saves it; what our vision weights must be."""
     vision = {
@@ -213,13 +224,17 @@ def test_folded_weights_keep_the_type_that_their_module_runs_in(tmp_path: Path, 
     assert {value.dtype for key, value in found.items() if key.startswith("vision_")} == {torch.bfloat16}
 
 
-def test_half_of_an_adapter_in_the_vision_backbone_is_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("halves", "said"), [("B", "1 missing: "), ("AB", r"2 missing: .*qkv\.lora_A.*, ")])
+def test_an_adapter_missing_in_the_vision_backbone_is_an_error(
+    tmp_path: Path, weights: dict[str, Tensor], halves: str, said: str
+) -> None:
     write_film(write_hf(tmp_path, weights), live=True)
     path = tmp_path / "vision_backbone--50_checkpoint.pt"
     state = torch.load(path)
-    del state["module.vision_backbone.featurizer.blocks.1.block.attn.qkv.lora_B.default.weight"]
+    for half in halves:
+        del state[f"module.vision_backbone.featurizer.blocks.1.block.attn.qkv.lora_{half}.default.weight"]
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"1 missing: .*blocks\.1\.block\.attn\.qkv\.lora_B"):
+    with pytest.raises(CheckpointError, match=said + r".*blocks\.1\.block\.attn\.qkv\.lora_B"):
         read(tmp_path, film=True)
 
 
