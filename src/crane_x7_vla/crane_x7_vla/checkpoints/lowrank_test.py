@@ -169,7 +169,7 @@ def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, w
 
 
 def test_adapters_of_a_base_that_peft_changed_are_refused(tmp_path: Path) -> None:
-    """PiSSA takes the largest singular vectors out of the base; untrained, base and adapters make the published model."""
+    """PiSSA takes the largest singular vectors out of the base; before any training B A gives them back."""
     published = nn.Sequential(nn.Linear(16, 16, bias=False))
     weight = published.get_parameter("0.weight").detach().clone()
     adapted = get_peft_model(published, LoraConfig(r=2, target_modules=["0"], init_lora_weights="pissa"))
