@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from crane_x7_vla.checkpoints.architecture import tower_names
 from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.preprocessor import read_normalizations, write_preprocessor
 from crane_x7_vla.checkpoints.tokenizer import read_tokenizer
@@ -53,9 +54,10 @@ class Assets:
 
 def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
-    published = read_json(directory / CONFIG_FILE)
-    tokenizer = read_tokenizer(directory / TOKENIZER_FILE)
-    return Assets(published, tokenizer, read_normalizations(directory, len(published.get("timm_model_ids", ()))))
+    path = directory / CONFIG_FILE
+    published = read_json(path)
+    towers = tower_names(published, source=str(path))
+    return Assets(published, read_tokenizer(directory / TOKENIZER_FILE), read_normalizations(directory, len(towers)))
 
 
 def default_normalizations(towers: int) -> tuple[ChannelNormalization, ...]:
