@@ -58,10 +58,14 @@ def list_of(
 
 
 def _checked(value: Any, name: str, kind: type[T], least: float | None, source: object) -> T:
-    accepted: Any = (int, float) if kind is float else kind
-    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    if not fits:
+    if not _is_a(value, kind):
         raise CheckpointError(f"{source}: {name} is {value!r}; expected {_WORDS[kind]}")
     if least is not None and not value >= least:
         raise CheckpointError(f"{source}: {name} is {value!r}; expected {least:g} or more")
     return value
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints.architecture import tower_names
-from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.files import read_json, require_file
 from crane_x7_vla.checkpoints.preprocessor import read_normalizations, write_preprocessor
 from crane_x7_vla.checkpoints.tokenizer import read_tokenizer
 from crane_x7_vla.errors import CheckpointError
@@ -90,8 +90,7 @@ def weight_files(directory: Path) -> dict[str, Path]:
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """{key: shape} of a safetensors file; raises CheckpointError where it is missing or damaged."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} lacks {path.name}; copy the model again")
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

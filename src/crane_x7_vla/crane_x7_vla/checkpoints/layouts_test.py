@@ -121,6 +121,16 @@ def test_a_file_cut_off_is_named(tmp_path: Path, published: dict[str, Tensor]) -
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])
+def test_a_file_that_git_did_not_fetch_is_called_a_pointer(
+    tmp_path: Path, published: dict[str, Tensor], name: str
+) -> None:
+    write_shards(tmp_path, published, 2)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is git-lfs's pointer .* fetch it with: git lfs pull"):
+        load(tmp_path)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path, published: dict[str, Tensor]) -> None:
     write_shards(tmp_path, published, 2)
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
@@ -155,7 +165,16 @@ def test_shards_lie_beside_their_index(tmp_path: Path, name: object) -> None:
         layouts.weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"model": {"type": "BPE"}}', '{"model": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"model": {"type": "BPE"}}',
+        '{"model": 3}',
+        '{"model": {"type": "BPE", "vocab": {}}}',
+        '{"model": {"type": "Other", "vocab": {}, "merges": []}}',
+    ],
+)
 def test_json_that_is_no_tokenizer_is_named(tmp_path: Path, text: str) -> None:
     assets = layouts.Assets(architecture("tiny"), small_tokenizer(), layouts.default_normalizations(2))
     layouts.write_model(tmp_path, tensors={"x": torch.zeros(1)}, assets=assets)

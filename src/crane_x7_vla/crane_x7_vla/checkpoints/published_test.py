@@ -244,7 +244,10 @@ def test_runs_use_llama_with_its_own_epsilon_and_the_conversion_does_not() -> No
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or cut off"),
         (lambda path: path.write_bytes(b""), "is damaged or cut off"),
+        (lambda path: path.write_text("<html>no such file</html>"), "is damaged or cut off"),
+        (lambda path: path.write_bytes(b"\x80\x02h\x05."), "is damaged or cut off"),
         (lambda path: torch.save({"model": Path("x")}, path), "holds more than tensors and plain values"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is git-lfs's pointer"),
         (lambda path: torch.save([1, 2], path), "is a list; expected a dictionary"),
         (lambda path: torch.save({"weights": {}}, path), "has no 'model'"),
         (lambda path: torch.save({"model": {"vision_backbone": {"x": 3}}}, path), "is not a dictionary of tensors"),
@@ -258,6 +261,14 @@ def test_a_file_that_is_no_checkpoint_is_named(
     spoil(path)
     with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))}.* {said}"):
         read(run)
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_checkpoint_of_the_format_before_zip_files_is_read(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    run = write_native(tmp_path / "run", native_parts(weights))
+    (path,) = (run / "checkpoints").glob("*.pt")
+    torch.save({"model": native_parts(weights)}, path, _use_new_zipfile_serialization=False)
+    assert all(torch.equal(value, weights[key]) for key, value in read(run).items())
 
 
 @pytest.mark.usefixtures("small_base_vlms")
