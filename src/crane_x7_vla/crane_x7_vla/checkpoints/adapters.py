@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.files import read_json, value_of
 
 ADAPTERS = "lora_adapters"
 """Folder of the adapters in a checkpoint-N."""
 ADAPTER_CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
+"""Where its configuration names the base model."""
 
 
 def is_adapter_folder(directory: Path) -> bool:
@@ -17,5 +19,7 @@ def is_adapter_folder(directory: Path) -> bool:
 
 
 def base_model_of(directory: Path) -> str | None:
-    """The base model that an adapter folder names."""
-    return read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    """The base model that an adapter folder names; raises CheckpointError where that is no name."""
+    path = directory / ADAPTER_CONFIG
+    config = read_json(path)
+    return None if config.get(BASE) is None else value_of(config, BASE, str, source=path)

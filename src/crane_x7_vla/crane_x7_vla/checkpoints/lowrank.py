@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, BASE
 from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.layouts import require_fit, tensor_shapes
 from crane_x7_vla.errors import CheckpointError
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BASE = "base_model_name_or_path"
 _BASE_LAYER = ".base_layer."
 _LIVE_ALPHA = 16
 _UNREAD = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "lora_bias")
@@ -136,8 +135,8 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
             value = file.get_tensor(_PREFIX + key)
             if not torch.equal(value, matrices[name].to(value.dtype)):
                 raise CheckpointError(
-                    f"{folder} was trained on another base model than {config.get(_BASE)}, whose {name}.weight "
-                    f"differs from the one saved here; name the right one in {_BASE} of {ADAPTER_CONFIG}"
+                    f"{folder} was trained on another base model than {config.get(BASE)}, whose {name}.weight "
+                    f"differs from the one saved here; name the right one in {BASE} of {ADAPTER_CONFIG}"
                 )
         for name in layers:
             a, b = (file.get_tensor(_PREFIX + name + end) for end in _SAVED.both)

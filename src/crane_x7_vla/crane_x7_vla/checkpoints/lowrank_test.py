@@ -168,6 +168,35 @@ def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, w
         read(write_adapters(tmp_path / "adapters", pairs, base, use_dora=True))
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (
+            "/scr/checkpoints/base",
+            "names in base_model_name_or_path what is not there: base model /scr/checkpoints/base",
+        ),
+        (3, "base_model_name_or_path is 3; expected text"),
+        (None, "names no base model; write it in base_model_name_or_path"),
+    ],
+)
+def test_adapters_whose_base_cannot_be_read_are_named(tmp_path: Path, base: object, said: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json:? {said}"):
+        read_assets(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two"), ("first", "one", "two")])
+def test_adapters_on_one_another_in_a_circle_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    bases = [*names[1:], "one"]
+    for name, base in zip(names, bases, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        )
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path leads back to .*/one; name a whole model"):
+        read_assets(tmp_path / names[0])
+
+
 def test_adapters_of_a_base_that_peft_changed_are_refused(tmp_path: Path) -> None:
     """PiSSA takes the largest singular vectors out of the base; before any training B A gives them back."""
     published = nn.Sequential(nn.Linear(16, 16, bias=False))

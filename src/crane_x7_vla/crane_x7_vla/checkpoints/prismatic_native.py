@@ -56,7 +56,7 @@ def native_published(directory: Path) -> Mapping[str, Any]:
     path = directory / CONFIG_FILE
     settings = read_json(path).get("vla")
     name = settings.get("base_vlm") if isinstance(settings, dict) else None
-    if name is None:
+    if not isinstance(name, str):
         raise CheckpointError(f"{path} names no vla.base_vlm; expected the config.json of an OpenVLA or MiniVLA run")
     if name not in BASE_VLMS:
         raise CheckpointError(f"{path}: vla.base_vlm is {name!r}; expected one of {', '.join(BASE_VLMS)}")

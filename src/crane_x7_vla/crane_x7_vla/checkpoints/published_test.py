@@ -227,9 +227,10 @@ def test_a_run_of_an_unknown_base_is_named(tmp_path: Path) -> None:
     run = write_native(tmp_path / "run", {}, "phi-2+3b")
     with pytest.raises(CheckpointError, match=r"vla\.base_vlm is 'phi-2\+3b'; expected one of prism-dinosiglip-224px"):
         read_assets(run)
-    (run / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config\.json names no vla\.base_vlm"):
-        read_assets(run)
+    for damaged in ({}, {"vla": {"base_vlm": [1]}}):
+        (run / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"config\.json names no vla\.base_vlm"):
+            read_assets(run)
 
 
 def test_runs_use_llama_with_its_own_epsilon_and_the_conversion_does_not() -> None:
@@ -287,7 +288,9 @@ def test_statistics_beside_the_model_come_before_those_in_its_config(
     assert base_statistics(tmp_path) == {}
     (tmp_path / "config.json").write_text(json.dumps({**published_config(), "norm_stats": statistics_of("bridge", 7)}))
     assert base_statistics(tmp_path) == {"bridge": 7}
-    (tmp_path / "dataset_statistics.json").write_text(json.dumps(statistics_of("libero", 6)))
+    (tmp_path / "dataset_statistics.json").write_text(
+        json.dumps({**statistics_of("libero", 6), "x": {"action": {"mean": 3}}})
+    )
     assert base_statistics(tmp_path) == {"libero": 6}
 
 
