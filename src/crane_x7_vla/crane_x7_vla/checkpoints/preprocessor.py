@@ -36,7 +36,10 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def write_preprocessor(directory: Path, normalizations: Sequence[ChannelNormalization], size: int) -> None:
-    """size: side of the square image that the towers see, pixels."""
+    """What OpenVLA's processor computes with (openvla processing_prismatic.py:128-145), and what it is made from.
+
+    size: side of the square image that the towers see, pixels.
+    """
     preprocessor = {
         "processor_class": "PrismaticProcessor",
         "image_processor_type": "PrismaticImageProcessor",
@@ -52,5 +55,8 @@ def write_preprocessor(directory: Path, normalizations: Sequence[ChannelNormaliz
         "tvf_resize_params": [
             {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]} for _ in normalizations
         ],
+        "tvf_crop_params": [{"output_size": [size, size]} for _ in normalizations],
+        "tvf_do_letterbox": False,
+        "tvf_letterbox_fill": None,
     }
     (directory / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
