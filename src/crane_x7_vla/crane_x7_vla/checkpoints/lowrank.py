@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, BASE
-from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.files import list_of, read_json, value_of
 from crane_x7_vla.checkpoints.layouts import require_fit, tensor_shapes
 from crane_x7_vla.errors import CheckpointError
 
@@ -114,16 +114,17 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     weights: of the base model by its names. dead: pattern of the weights that no one reads; their adapters are left
     aside. Raises CheckpointError where the adapters do not fit, or miss a layer that their configuration targets.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
-    rank, scale = _rank_and_scale(config, folder)
+    source = folder / ADAPTER_CONFIG
+    config = read_json(source)
+    rank, scale = _rank_and_scale(config, source)
     path = folder / _WEIGHTS_FILE
     found = {key.removeprefix(_PREFIX): shape for key, shape in tensor_shapes(path).items()}
     matrices = {key.removesuffix(".weight"): value for key, value in weights.items() if key.endswith(".weight")}
     names = [name for name, value in matrices.items() if value.ndim > 1]
-    left_out = set(_named(config.get("exclude_modules"), names))
+    left_out = set(_named(config, "exclude_modules", names, source))
     layers = {
         name: tuple(matrices[name].shape)
-        for name in _named(config.get("target_modules"), names)
+        for name in _named(config, "target_modules", names, source)
         if name not in left_out
     }
     frozen = {name: f"{name}{_BASE_LAYER}weight" for name in layers if f"{name}{_BASE_LAYER}weight" in found}
@@ -144,29 +145,29 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     fold.say(folder)
 
 
-def _rank_and_scale(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
+def _rank_and_scale(config: Mapping[str, Any], source: Path) -> tuple[int, float]:
     """The rank, and what B A is multiplied by. Raises CheckpointError where the update is not B A alone."""
     unread = [name for name in _UNREAD if config.get(name)]
     if config.get("peft_type") != "LORA" or unread or config.get("bias", "none") != "none":
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} is of peft_type {config.get('peft_type')} with {', '.join(unread) or 'no'} "
+            f"{source} is of peft_type {config.get('peft_type')} with {', '.join(unread) or 'no'} "
             "further settings; expected plain LoRA adapters. Merge them where they were trained"
         )
     start = config.get("init_lora_weights")
     if start not in _KEEP_THE_BASE:
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG}: init_lora_weights is {start!r}, which changed the base model's weights before "
+            f"{source}: init_lora_weights is {start!r}, which changed the base model's weights before "
             "training; expected adapters that are added to the published ones. Merge them where they were trained"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG} lacks r or lora_alpha; copy the adapters again")
+    rank = value_of(config, "r", int, 1, source=source)
+    alpha = value_of(config, "lora_alpha", float, source=source)
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _named(choice: Any, names: Iterable[str]) -> list[str]:
+def _named(config: Mapping[str, Any], key: str, names: Iterable[str], source: Path) -> list[str]:
     """The modules that peft's target_modules or exclude_modules mean: the last parts of names, or one pattern."""
+    choice = config.get(key)
     if isinstance(choice, str):
         return [name for name in names if re.fullmatch(choice, name)]
-    ends = tuple(f".{end}" for end in choice or ())
+    ends = tuple(f".{end}" for end in list_of({key: choice or []}, key, str, source=source))
     return [name for name in names if f".{name}".endswith(ends)]

@@ -197,6 +197,23 @@ def test_adapters_on_one_another_in_a_circle_are_refused(tmp_path: Path, names: 
         read_assets(tmp_path / names[0])
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"r": "4"}, "r is '4'; expected a whole number"),
+        ({"r": 0}, "r is 0; expected 1 or more"),
+        ({"lora_alpha": None}, "lora_alpha is None; expected a number"),
+        ({"target_modules": 3}, "target_modules is 3; expected a list"),
+    ],
+)
+def test_a_damaged_adapter_configuration_is_named_with_its_key(
+    tmp_path: Path, weights: dict[str, Tensor], setting: dict[str, object], said: str
+) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: {said}"):
+        read(write_adapters(tmp_path / "adapters", adapters(["projector.fc1"], weights), base, **setting))
+
+
 def test_adapters_of_a_base_that_peft_changed_are_refused(tmp_path: Path) -> None:
     """PiSSA takes the largest singular vectors out of the base; before any training B A gives them back."""
     published = nn.Sequential(nn.Linear(16, 16, bias=False))
