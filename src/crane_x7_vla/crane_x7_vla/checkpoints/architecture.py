@@ -236,7 +236,7 @@ def _decoder_arguments(text_config: Mapping[str, Any], source: str) -> dict[str,
     family = text_config.get("model_type", "llama")
     if family not in ("llama", "qwen2"):
         raise CheckpointError(f"{source}: model_type is {family!r}; expected llama or qwen2")
-    if "rope_parameters" in text_config:  # transformers 5 keeps them there
+    if text_config.get("rope_parameters") is not None:  # transformers 5 keeps them there
         text_config = {**text_config, **value_of(text_config, "rope_parameters", dict, source=source)}
     missing = [key for key in _QWEN_NEEDED if family == "qwen2" and key not in text_config]
     if missing:
