@@ -262,6 +262,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         return {key: shape for key, shape in shapes.items() if key not in inside}
 
     def _assign(self, model: Model, weights: dict[str, Tensor]) -> Model:
+        quantized = next((key for key, value in weights.items() if not value.is_floating_point()), None)
+        if quantized is not None:
+            kind = str(weights[quantized].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.base}: {quantized} is {kind}; expected bfloat16, float16 or float32 weights")
         model.load_state_dict(weights, strict=True, assign=True)
         return model.float() if self.config.training.mixed_precision == "no" else model
 
