@@ -257,6 +257,20 @@ def test_every_attention_heeds_whether_it_may_take_the_flash_kernel(
     assert set(asked) == {enabled}
 
 
+def test_what_is_made_for_inference_predicts_the_same_in_half_precision_too(config: VLAConfig, make: Make) -> None:
+    backend = make(config)
+    model = backend.build().eval()
+    batch = batch_of(backend, [observation(config)], labels=False)
+    with torch.inference_mode():
+        expected = backend.comparable(model, batch)
+        fast = backend.for_inference(model)
+        np.testing.assert_allclose(backend.comparable(fast, batch), expected, atol=1e-5)
+        half = fast.to(torch.bfloat16)
+        values = backend.comparable(half, batch).float()
+        assert backend.predict(half, batch).shape == expected.shape
+    assert 0 < float((values - expected).abs().max()) < 0.05
+
+
 def test_every_input_matters(config: VLAConfig, make: Make) -> None:
     backend = make(config)
     model, seen = backend.build().eval(), observation(config)

@@ -125,6 +125,11 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
             model = model.float()  # every weight is trained, and bfloat16 would swallow small updates
         return self._prepare(model)
 
+    def for_inference(self, model: nn.Module) -> nn.Module:
+        """See ``Backend.for_inference``."""
+        self.bare(model).language_model.model.fuse()
+        return model
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Adapters and fully trained modules, or (without LoRA) the whole model in the published layout."""
         if isinstance(model, self.model_class):

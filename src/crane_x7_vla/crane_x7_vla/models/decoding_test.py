@@ -55,8 +55,11 @@ def read_anew(model: CausalLM, ids: Tensor, rows: range | None) -> Tensor:
     return ids[:, prompt:]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("rows", [None, ROWS])
-def test_the_cache_changes_no_token(model: CausalLM, rows: range | None) -> None:
+def test_the_cache_changes_no_token(model: CausalLM, rows: range | None, fused: bool) -> None:
+    if fused:
+        model.model.fuse()
     ids = torch.randint(50, (4, 7))
     tokens = greedy_tokens(model, model.model.embed_tokens(ids), count=COUNT, rows=rows)
     assert torch.equal(tokens, read_anew(model, ids, rows))
