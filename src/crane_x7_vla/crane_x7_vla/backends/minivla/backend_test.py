@@ -260,6 +260,11 @@ def test_cameras_and_frames_follow_the_settings() -> None:
         dataclasses.replace(config, data=dataclasses.replace(config.data, cameras=config.data.cameras[:1]))
 
 
+def test_a_vq_that_is_named_but_switched_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"vq\.path is mine, but minivla\.vq\.enabled is false; .*--vq-path none"):
+        VQConfig(enabled=False, path="mine")
+
+
 def test_a_published_run_is_a_base_with_all_its_weights_and_tokens(
     tmp_path: Path,
     vq_directory: Path,
