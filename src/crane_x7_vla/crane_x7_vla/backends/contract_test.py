@@ -16,7 +16,7 @@ from crane_x7_vla.backends import BACKENDS, backend_class, config_class
 from crane_x7_vla.backends.base import Backend, Batch
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics
-from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.models import attention
 from crane_x7_vla.models.decoder import DecoderLayer
 from crane_x7_vla.models.vit import Block
@@ -293,6 +293,37 @@ def test_the_same_seed_builds_the_same_model(config: VLAConfig, make: Make) -> N
     torch.manual_seed(6)
     second = make(config).build().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_base_with_another_kind_of_language_model_is_refused(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    other: Any = config_class("openvla" if config.backend == "minivla" else "minivla")
+    base = make(other.tiny())
+    base.save(base.build(), tmp_path)
+    block = dataclasses.replace(getattr(config, config.block), model_id=str(tmp_path), use_lora=True)
+    with pytest.raises(
+        ConfigError, match=rf"{config.backend} is built on \w+, but the language model of {tmp_path} is"
+    ):
+        make(dataclasses.replace(config, **{config.block: block}))
+
+
+def test_a_checkpoint_of_adapters_is_no_base(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    base, checkpoint = tmp_path / "base", tmp_path / "outputs" / "red_cube" / "checkpoint-1"
+    base.mkdir()
+    checkpoint.mkdir(parents=True)
+    whole = make(config)
+    whole.save(whole.build(), base)
+
+    def on(model_id: Path) -> VLAConfig:
+        block = dataclasses.replace(getattr(config, config.block), model_id=str(model_id), use_lora=True)
+        return dataclasses.replace(config, **{config.block: block})
+
+    backend = make(on(base))
+    backend.save(backend.build(), checkpoint)
+    for directory in (checkpoint, checkpoint / "lora_adapters"):
+        with pytest.raises(
+            CheckpointError, match=rf"{directory} holds adapters, no model; merge first with: .*_merged"
+        ):
+            make(on(directory))
 
 
 def test_a_missing_camera_is_named(config: VLAConfig, make: Make) -> None:

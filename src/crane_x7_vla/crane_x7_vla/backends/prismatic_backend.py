@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crane_x7_vla.backends.base import Batch, ModelSpec
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.checkpoints import layouts
-from crane_x7_vla.checkpoints.adapters import ADAPTERS
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, refuse_checkpoint
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
 from crane_x7_vla.checkpoints.component_files import find_component, read_component
@@ -26,7 +26,7 @@ from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.checkpoints.torch_files import shapes_in
 from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
-from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.prismatic import PrismaticModel
 from crane_x7_vla.robot import RobotSpec
 
@@ -42,10 +42,12 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     """Base class. directory: a complete model directory that is used in place of the config's base model.
 
     A family says ``model_class``, how a ``new_model`` is made, and names its ``components``: parts beside the trunk,
-    each with a file of its own. unused: parts of the trunk that play no part, and so are not trained.
+    each with a file of its own. language_model: what a base is built on, by its config.json. unused: parts of the trunk
+    that play no part, and so are not trained.
     """
 
     model_class: type[Model]
+    language_model = "llama"
     components: Sequence[str] = ()
     unused: Sequence[str] = ()
 
@@ -58,11 +60,19 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         self._statistics = statistics
         if directory is None and settings.model_id is not None:
             directory = resolve_model(settings.model_id)
+            refuse_checkpoint(directory)
         self.base = directory
         self._base_fingerprint = ""  # known once the base is read
         self.assets = _random_assets(settings.architecture) if directory is None else read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
         self.trunk = trunk_config(self.assets.published, source=source)
+        found = self.assets.published["text_config"].get("model_type", "llama")
+        if found != self.language_model:
+            raise ConfigError(
+                f"{config.backend} is built on {self.language_model}, but the language model of "
+                f"{directory or settings.architecture} is {found}; name another base: --model-id "
+                f"{type(settings)().model_id}"
+            )
         self.spec = ModelSpec(
             cameras=config.cameras,
             action_horizon=config.action_horizon,

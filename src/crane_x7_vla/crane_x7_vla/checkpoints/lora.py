@@ -19,10 +19,9 @@ from peft.tuners.lora import Conv2d, Linear, LoraModel
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
-from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, base_model_of
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, MODULES_FILE, base_model_of
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
-MODULES_FILE = "modules.safetensors"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADAPTER = "default"

@@ -31,8 +31,6 @@ from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics, to_
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.vq import ActionVQ, VQShape
 
-FOLDER = "vq"
-"""Folder of the VQ in a checkpoint or a model directory."""
 _NAMES = {
     "action_horizon": "input_dim_h",
     "action_dim": "input_dim_w",

