@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from crane_x7_vla.backends import BACKENDS, backend_class, config_class
 from crane_x7_vla.backends.base import Backend, Batch
@@ -304,6 +305,18 @@ def test_a_base_with_another_kind_of_language_model_is_refused(config: VLAConfig
         ConfigError, match=rf"{config.backend} is built on \w+, but the language model of {tmp_path} is"
     ):
         make(dataclasses.replace(config, **{config.block: block}))
+
+
+def test_a_quantized_base_is_refused(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    whole = make(config)
+    whole.save(whole.build(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["projector.fc1.weight"] = weights["projector.fc1.weight"].to(torch.int8)
+    save_file(weights, tmp_path / "model.safetensors")
+    block = dataclasses.replace(getattr(config, config.block), model_id=str(tmp_path), use_lora=True)
+    backend = make(dataclasses.replace(config, **{config.block: block}))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: projector\.fc1\.weight is int8; expected bfloat16"):
+        backend.build()
 
 
 def test_a_checkpoint_of_adapters_is_no_base(config: VLAConfig, make: Make, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTERS, refuse_checkpoint
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
-from crane_x7_vla.checkpoints.component_files import find_component, read_component
+from crane_x7_vla.checkpoints.component_files import find_component, other_joints, read_component
 from crane_x7_vla.checkpoints.published import base_statistics, read_assets, read_dead, read_trunk
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.checkpoints.torch_files import shapes_in
@@ -228,7 +228,7 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         for name, component in fresh.items():
             keys = layouts.component_keys(name, shapes)
             if not weights.keys() >= set(keys.values()):  # a vision backbone with FiLM brings it along
-                part = _component_or_new(base, name, component, quiet=quiet)
+                part = _component_or_new(base, name, component, self.robot, quiet=quiet)
                 weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
 
@@ -251,7 +251,12 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
                 )
             keys = layouts.component_keys(name, shapes)
             expected = {own: shapes[key] for own, key in keys.items()}
-            files = dict.fromkeys(layouts.tensor_shapes(path), path)
+            found = layouts.tensor_shapes(path)
+            if said := other_joints(name, found, self.robot):
+                raise CheckpointError(
+                    f"{path} {said}; its {name} must be trained anew, with --model-id {directory} as the base"
+                )
+            files = dict.fromkeys(found, path)
             part = layouts.read_tensors(files, expected, dead=None, source=path)
             weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
@@ -266,6 +271,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         return {key: shape for key, shape in shapes.items() if key not in inside}
 
     def _assign(self, model: Model, weights: dict[str, Tensor]) -> Model:
+        quantized = next((key for key, value in weights.items() if not value.is_floating_point()), None)
+        if quantized is not None:
+            kind = str(weights[quantized].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.base}: {quantized} is {kind}; expected bfloat16, float16 or float32 weights")
         model.load_state_dict(weights, strict=True, assign=True)
         return model.float() if self.config.training.mixed_precision == "no" else model
 
@@ -292,8 +301,13 @@ def _say_statistics_are_left_aside(base: Path) -> None:
         )
 
 
-def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, quiet: bool) -> Mapping[str, Tensor]:
-    """Weights of a part from the base where it is there and fits, else ``fresh``. quiet: do not say which."""
+def _component_or_new(
+    base: Path, name: str, fresh: Mapping[str, Tensor], robot: RobotSpec, *, quiet: bool
+) -> Mapping[str, Tensor]:
+    """Weights of a part from the base where it is there, else or where it is of another size ``fresh``.
+
+    quiet: do not say which. Raises CheckpointError where weights are missing or unknown.
+    """
     path = find_component(base, name)
     if path is None:
         if not quiet:
@@ -301,20 +315,17 @@ def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, qui
         return fresh
     found = read_component(path)
     shapes, expected = shapes_in(found), shapes_in(fresh)
+    layouts.require_fit(dict.fromkeys(shapes, ()), dict.fromkeys(expected, ()), dead=None, source=path)
     if shapes == expected:
         if not quiet:
             logger.info("%s: weights of %s", name, path)
         return found
     if not quiet:
-        logger.warning(
-            "%s of the base does not fit (%s: %s) and is left aside: it is trained anew",
-            name, path, _difference(shapes, expected),
-        )  # fmt: skip
+        said = other_joints(name, shapes, robot) or _difference(shapes, expected)
+        logger.warning("%s of the base %s (%s); it is left aside and trained anew", name, said, path)
     return fresh
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    for key, shape in expected.items():
-        if found.get(key) != shape:
-            return f"{key} is {list(found[key])} instead of {list(shape)}" if key in found else f"it has no {key}"
-    return f"it has {len(found)} weights instead of {len(expected)}"
+    key = next(key for key, shape in expected.items() if found[key] != shape)
+    return f"does not fit, {key} is {list(found[key])} instead of {list(expected[key])}"

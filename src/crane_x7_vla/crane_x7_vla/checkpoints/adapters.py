@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crane_x7_vla.checkpoints.layouts import read_json
+from crane_x7_vla.checkpoints.files import read_json, value_of
 from crane_x7_vla.errors import CheckpointError
 
 ADAPTERS = "lora_adapters"
@@ -12,6 +12,8 @@ ADAPTERS = "lora_adapters"
 ADAPTER_CONFIG = "adapter_config.json"
 MODULES_FILE = "modules.safetensors"
 """What was trained in full beside them, in the checkpoint-N."""
+BASE = "base_model_name_or_path"
+"""Where its configuration names the base model."""
 
 
 def is_adapter_folder(directory: Path) -> bool:
@@ -39,5 +41,7 @@ def refuse_checkpoint(directory: Path) -> None:
 
 
 def base_model_of(directory: Path) -> str | None:
-    """The base model that an adapter folder names."""
-    return read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    """The base model that an adapter folder names; raises CheckpointError where that is no name."""
+    path = directory / ADAPTER_CONFIG
+    config = read_json(path)
+    return None if config.get(BASE) is None else value_of(config, BASE, str, source=path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, MODULES_FILE, base_model_of
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -125,7 +126,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     base model's weights are not those that the adapters were trained on.
     """
     folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
-    layouts.read_json(folder / ADAPTER_CONFIG)
+    read_json(folder / ADAPTER_CONFIG)
     check_base(directory, base_fingerprint=base_fingerprint)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
@@ -176,7 +177,7 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
     assert isinstance(model, PeftModel)
     update = lost = weight = worst = 0.0
     worst_layer, layers = "", 0
-    trained_in_full = {name for name, _ in _fully_trained(model)}
+    trained_in_full = dict(_fully_trained(model))
     for name, layer in model.named_modules():
         if not isinstance(layer, Linear | Conv2d):
             continue
@@ -241,18 +242,21 @@ def _fold_layer(layer: Linear | Conv2d, dtype: torch.dtype | None) -> _Sizes:
 def _fully_trained(model: PeftModel) -> Iterable[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ".lora_" not in name:
-            yield name.removeprefix(_PREFIX), parameter
+            yield _bare_name(name), parameter
 
 
 def _train_in_full(model: PeftModel, names: Sequence[str]) -> None:
-    parameters = {
-        name.removeprefix(_PREFIX): parameter for name, parameter in model.named_parameters() if ".lora_" not in name
-    }
+    parameters = {_bare_name(name): parameter for name, parameter in model.named_parameters() if ".lora_" not in name}
     for name in names:
         found = [parameter for key, parameter in parameters.items() if re.fullmatch(_pattern([name]), key)]
         for parameter in found:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+
+
+def _bare_name(name: str) -> str:
+    """Of a parameter in the model without adapters."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def _pattern(names: Iterable[str]) -> str:

@@ -179,6 +179,18 @@ def test_folding_in_float32_keeps_the_outputs_of_linear_and_convolution() -> Non
     assert report.error < 1e-4
 
 
+def test_a_bias_of_an_adapted_layer_that_was_trained_in_full_keeps_float32(tmp_path: Path) -> None:
+    trained = ("action_head", "blocks.1.fc1.bias")
+    model = adapted(trained=trained)
+    with torch.no_grad():
+        model.get_parameter("base_model.model.blocks.1.fc1.base_layer.bias").fill_(1 + 2**-20)
+    save_adapters(model, tmp_path, base_fingerprint="f")
+    assert "blocks.1.fc1.bias" in load_file(tmp_path / "modules.safetensors")
+    bare, _ = fold(restore_adapters(base(), tmp_path, trained=trained, base_fingerprint="f"), dtype=torch.bfloat16)
+    assert torch.equal(bare.get_parameter("blocks.1.fc1.bias"), torch.full((16,), 1 + 2**-20))
+    assert bare.get_parameter("blocks.0.fc1.bias").dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("size", "low", "high"), [(1e-4, 0.6, 3.0), (1e-3, 0.1, 0.3), (1.0, 0.0, 0.02)])
 def test_the_report_says_how_much_of_a_small_update_bfloat16_swallows(size: float, low: float, high: float) -> None:
     """An update of 0.1 % of the weights is lost in rounding, of 1 % a sixth, of their own size nothing to speak of."""

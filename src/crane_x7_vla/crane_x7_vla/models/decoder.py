@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         rotary = rotary_table(positions, self.config, embeddings.dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(layer, x, rotary, mask, causal, use_reentrant=False)
             else:
                 x = layer(x, rotary, mask, causal, None if cache is None else cache[index])

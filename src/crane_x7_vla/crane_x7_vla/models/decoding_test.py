@@ -64,6 +64,13 @@ def test_the_cache_changes_no_token(model: CausalLM, rows: range | None) -> None
     assert rows is None or all(token in rows for token in tokens.flatten().tolist())
 
 
+def test_gradient_checkpointing_changes_no_token_in_training_either(model: CausalLM) -> None:
+    embeddings = model.model.embed_tokens(torch.randint(50, (4, 7)))
+    expected = greedy_tokens(model, embeddings, count=COUNT)
+    model.model.gradient_checkpointing = True
+    assert torch.equal(greedy_tokens(model.train(), embeddings, count=COUNT), expected)
+
+
 def test_a_padded_row_gives_the_tokens_it_gives_alone(model: CausalLM) -> None:
     ids, lengths = torch.randint(50, (3, 9)), torch.tensor([9, 4, 6])
     together = greedy_tokens(model, model.model.embed_tokens(ids), count=COUNT, lengths=lengths)
