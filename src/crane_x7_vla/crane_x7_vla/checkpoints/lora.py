@@ -246,10 +246,8 @@ def _fully_trained(model: PeftModel) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _train_in_full(model: PeftModel, names: Sequence[str]) -> None:
-    parameters = {_bare_name(name): parameter for name, parameter in model.named_parameters() if ".lora_" not in name}
-    for name in names:
-        found = [parameter for key, parameter in parameters.items() if re.fullmatch(_pattern([name]), key)]
-        for parameter in found:
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name and re.fullmatch(_pattern(names), _bare_name(name)):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 
