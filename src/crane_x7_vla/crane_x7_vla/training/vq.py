@@ -72,15 +72,17 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
         shape.n_embed, shape.n_groups, len(chunks), shape.action_horizon, settings.steps, settings.batch_size,
     )  # fmt: skip
 
-    started = time.monotonic()
+    reports: list[
+        tuple[int, float]
+    ] = []  # the first update takes as long as many, so time counts from the first report
 
     def report(step: int, vq: ActionVQ) -> None:
-        left = (settings.steps - step) * (time.monotonic() - started) / step
+        reports.append((step, time.monotonic()))
+        (first, begun), (_, now) = reports[0], reports[-1]
+        left = f", {as_minutes((settings.steps - step) * (now - begun) / (step - first))} left" if step > first else ""
         parts = [("", chunks[:: max(1, len(chunks) // _REPORTED)]), (" of held-out chunks", held_out)]
         errors = [f"{float(_errors(vq, part, half_span).mean()):.4f} rad{what}" for what, part in parts if len(part)]
-        logger.info(
-            "update %d/%d: reconstruction error %s, %s left", step, settings.steps, ", ".join(errors), as_minutes(left)
-        )
+        logger.info("update %d/%d: reconstruction error %s%s", step, settings.steps, ", ".join(errors), left)
 
     vq = fit(
         chunks,
