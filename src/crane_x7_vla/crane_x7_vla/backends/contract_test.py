@@ -386,6 +386,16 @@ def test_a_state_or_chunk_of_another_size_names_both_sizes(config: VLAConfig, ma
         processor.encode(seen, short)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_joint_whose_state_or_target_is_no_number_is_named(config: VLAConfig, make: Make, value: float) -> None:
+    processor, seen = make(config).processor, observation(config)
+    wrong = seen.state.copy()
+    wrong[6] = value
+    for field, what in (("state", "measured state"), ("commanded", "commanded target")):
+        with pytest.raises(DataError, match=f"the {what} of crane_x7_wrist_joint is NaN or infinite"):
+            processor.encode(dataclasses.replace(seen, **{field: wrong}))
+
+
 def test_statistics_of_another_robot_name_both_sizes(config: VLAConfig) -> None:
     rows = RNG.normal(size=(20, 7)).astype(np.float32)
     seven = compute_statistics(rows, rows, num_trajectories=1, fingerprint="x")

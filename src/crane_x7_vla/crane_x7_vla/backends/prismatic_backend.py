@@ -118,10 +118,19 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
 
         A peft model where ``use_lora``, else the bare model. Parameters that are to be trained have requires_grad.
         """
+        settings = self.config.settings
+        if settings.use_lora:  # before minutes of reading weights
+            _lora().check_names(
+                self._skeleton(),
+                targets=settings.lora_target,
+                trained=self._trained(),
+                without=self._component_modules(),
+                section=settings.block,
+            )
         model = self._random_model() if self.base is None else self._from_base(self.base)
-        if self.config.training.device == "cpu" and self.config.settings.use_flash_attention:
+        if self.config.training.device == "cpu" and settings.use_flash_attention:
             logger.info("%s.use_flash_attention has no effect on a CPU", self.config.block)
-        if not self.config.settings.use_lora:
+        if not settings.use_lora:
             model = model.float()  # every weight is trained, and bfloat16 would swallow small updates
         return self._prepare(model)
 

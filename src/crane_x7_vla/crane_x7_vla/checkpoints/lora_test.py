@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crane_x7_vla.checkpoints.lora import add_adapters, fold, folded, restore_adapters, save_adapters
+from crane_x7_vla.checkpoints.lora import add_adapters, check_names, fold, folded, restore_adapters, save_adapters
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
 torch.set_num_threads(1)
@@ -87,12 +88,37 @@ def test_adapters_go_to_the_named_layers_and_not_to_what_is_trained_in_full() ->
 
 
 def test_a_target_or_module_that_is_not_there_is_named_with_what_is() -> None:
-    with pytest.raises(
-        ConfigError, match="lora_target names 'q_proj', which no layer is called; expected of fc1, proj"
-    ):
-        adapted(targets=("fc1", "q_proj"))
-    with pytest.raises(ConfigError, match=r"trained_modules names 'slots'.*it has action_head, blocks, proj"):
-        adapted(trained=("action_head", "slots"))
+    with torch.device("meta"):  # weights play no part
+        model = Model()
+
+    def check(targets: Sequence[str] = ("proj", "fc1"), trained: Sequence[str] = TRAINED) -> None:
+        check_names(model, targets=targets, trained=trained, without=("action_head",), section="openvla")
+
+    check()
+    check(targets=("blocks.1.fc1",), trained=("blocks.0.norm.weight",))
+    for target in ("q_proj", "c1", "action_head.fc1"):
+        message = rf"^openvla\.lora_target names '{target}', which no layer .*; expected names among: fc1, proj$"
+        with pytest.raises(ConfigError, match=message):
+            check(targets=("fc1", target))
+    with pytest.raises(ConfigError, match=r"^openvla\.trained_modules names 'slots'.*it has action_head, blocks, proj"):
+        check(trained=("action_head", "slots"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_trained_in_full_may_be_a_parameter_that_no_module_is_called() -> None:
+    model = add_adapters(
+        base(),
+        rank=4,
+        alpha=8,
+        dropout=0.0,
+        targets=("fc1",),
+        trained=("blocks.0.norm.weight",),
+        without=(),
+        base_model="base",
+        seed=1,
+    )
+    whole = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" not in name}
+    assert whole == {"base_model.model.blocks.0.norm.weight"}
 
 
 def test_what_is_saved_is_restored_and_is_trainable_again(tmp_path: Path) -> None:

@@ -283,6 +283,10 @@ class VLAConfig:
         """Those that the model is fed with, in its order; all enabled ones unless a backend's config says less."""
         return self.data.enabled_cameras
 
+    def camera_flags(self, names: Sequence[str]) -> str:
+        """What to type to train on the cameras ``names`` alone; backend configs add what else depends on them."""
+        return f"--cameras {','.join(names)}"
+
     @property
     def history(self) -> int:
         """Earlier observations that the model sees, one control period apart; backend configs say more than 0."""

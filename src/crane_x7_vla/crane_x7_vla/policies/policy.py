@@ -111,6 +111,8 @@ class LocalPolicy:
         rng: torch.Generator | None = None,
     ) -> list[ActionChunk]:
         """See ``Policy.infer``."""
+        if not observations:
+            return []
         processor = self._backend.processor
         if self._static is None:
             batch = processor.collate([processor.encode(observation) for observation in observations])

@@ -119,10 +119,22 @@ def test_spellings_of_a_flag(argv: list[str]) -> None:
         ["--no-proprio.enabled"],
         ["--openvla_oft.proprio.enabled=0"],
         ["--no-openvla-oft.proprio.enabled"],
+        ["--no-proprio"],
+        ["--proprio=false"],
+        ["--no-openvla_oft.proprio"],
     ],
 )
 def test_spellings_of_a_switch(argv: list[str]) -> None:
     assert parse_train(*argv, "openvla-oft").config.openvla_oft.proprio.enabled is False  # pyright: ignore
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_a_block_is_switched_by_its_own_name(backend: str) -> None:
+    command = parse_train("--no-image-aug", backend)
+    path = f"{command.config.block}.image_aug.enabled"
+    assert value_at(command.config, path) is False
+    assert command.origins[path] == "--image-aug-enabled"
+    assert value_at(parse_train("--no-image-aug-enabled", "--image-aug", backend).config, path) is True
 
 
 @pytest.mark.parametrize(

@@ -132,23 +132,26 @@ def test_all_frames_are_cropped_and_coloured_alike(
     assert torch.equal(seen[:12], seen[12:])
 
 
+@pytest.mark.parametrize("trained_modules", [(), ("language_model.model.embed_tokens",)], ids=["adapters", "embedding"])
 def test_the_vq_travels_with_adapters_and_with_the_merged_model(
-    config: MiniVLAConfig, vq_directory: Path, tmp_path: Path, tiny_statistics: DatasetStatistics,
+    trained_modules: tuple[str, ...], config: MiniVLAConfig, tmp_path: Path, tiny_statistics: DatasetStatistics,
     make_observation: MakeObservation,
 ) -> None:  # fmt: skip
     base = tmp_path / "base"
     base.mkdir()
     without = MiniVLAConfig.tiny()
     make(without, tiny_statistics).save(make(without, tiny_statistics).build(), base)
-    settings = dataclasses.replace(config.minivla, model_id=str(base), use_lora=True)
+    settings = dataclasses.replace(config.minivla, model_id=str(base), use_lora=True, trained_modules=trained_modules)
     config = dataclasses.replace(config, minivla=settings)
     backend, seen = make(config, tiny_statistics), [make_observation(0)]
     model = backend.build()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
+            if ".lora_B." in name or (parameter.requires_grad and ".lora_" not in name):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    matrix = backend.bare(model).language_model.model.embed_tokens.weight  # of the output, too
+    assert matrix.requires_grad == bool(trained_modules)
     checkpoint = tmp_path / "outputs" / "tiny" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     backend.save(model, checkpoint)
@@ -293,6 +296,11 @@ def test_cameras_and_frames_follow_the_settings() -> None:
     assert ([camera.name for camera in single.cameras], single.history) == (["primary"], 0)
     with pytest.raises(ConfigError, match=r"use_wrist_camera is true, but data\.cameras enables primary\. For these"):
         dataclasses.replace(config, data=dataclasses.replace(config.data, cameras=config.data.cameras[:1]))
+
+
+def test_a_vq_that_is_named_but_switched_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"vq\.path is mine, but minivla\.vq\.enabled is false; .*--vq-path none"):
+        VQConfig(enabled=False, path="mine")
 
 
 def test_a_published_run_is_a_base_with_all_its_weights_and_tokens(

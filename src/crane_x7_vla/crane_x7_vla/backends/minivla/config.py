@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -59,6 +60,11 @@ class VQConfig:
             require(value >= 1, f"minivla.vq.{name}", value, "1 or more")
         require(2 <= self.n_embed <= ACTION_TOKENS, "minivla.vq.n_embed", self.n_embed, f"2 to {ACTION_TOKENS}")
         require(self.learning_rate > 0, "minivla.vq.learning_rate", self.learning_rate, "a number above 0")
+        if self.path is not None and not self.enabled:
+            raise ConfigError(
+                f"minivla.vq.path is {self.path}, but minivla.vq.enabled is false; drop one of them: "
+                "--vq-path none does without a VQ, --vq-enabled uses that one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +144,8 @@ class MiniVLAConfig(PrismaticVLAConfig):
         if images.enabled and images.use_wrist_camera and WRIST_CAMERA.name not in names:
             raise ConfigError(
                 f"minivla.multi_image.use_wrist_camera is true, but data.cameras enables {', '.join(names)}. "
-                f"For these alone: --no-multi-image-use-wrist-camera; for the wrist too: --cameras "
-                f"{','.join(names)},{WRIST_CAMERA.name}"
+                f"For these alone: {self.camera_flags(names)}; for the wrist too: "
+                f"{self.camera_flags([*names, WRIST_CAMERA.name])}"
             )
         if not self.cameras:
             raise ConfigError(
@@ -185,6 +191,12 @@ class MiniVLAConfig(PrismaticVLAConfig):
         if not images.enabled:
             return enabled[:1]
         return tuple(camera for camera in enabled if images.use_wrist_camera or camera.name != WRIST_CAMERA.name)
+
+    def camera_flags(self, names: Sequence[str]) -> str:
+        """See ``VLAConfig``; that there is no wrist camera among them is to be said, too."""
+        images, flags = self.minivla.multi_image, super().camera_flags(names)
+        without_wrist = images.enabled and images.use_wrist_camera and WRIST_CAMERA.name not in names
+        return f"{flags} --no-multi-image-use-wrist-camera" if without_wrist else flags
 
     @property
     def history(self) -> int:

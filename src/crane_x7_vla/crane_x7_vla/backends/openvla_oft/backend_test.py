@@ -34,6 +34,7 @@ from crane_x7_vla.checkpoints.layouts import (
 )
 from crane_x7_vla.checkpoints.lora import fold
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
+from crane_x7_vla.config.base import CameraConfig, DataConfig
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.golden_test import GOLDEN, META, golden_weight
@@ -142,10 +143,39 @@ def test_clipped_is_measured_where_labels_are_clipped(
     assert ("clipped" in metrics) == (normalization == "bounds_q99")
 
 
-def test_a_number_of_images_that_is_not_that_of_the_cameras_names_both() -> None:
-    images = MultiImageConfig(num_images=3)
-    with pytest.raises(ConfigError, match=r"num_images is 3, but data\.cameras enables 2 \(primary, wrist\)"):
-        OpenVLAOFTConfig(openvla_oft=OpenVLAOFTSpecificConfig(multi_image=images))
+@pytest.mark.parametrize(
+    ("cameras", "num_images", "todo"),
+    [
+        (
+            ("primary", "wrist"),
+            3,
+            "For these: --cameras primary,wrist --multi-image-num-images 2; "
+            "for 3: --cameras primary,wrist,NAME --multi-image-num-images 3",
+        ),
+        (
+            ("side",),
+            2,
+            "For these: --cameras side --multi-image-num-images 1; "
+            "for 2: --cameras side,primary --multi-image-num-images 2",
+        ),
+        (
+            ("primary", "wrist"),
+            1,
+            "For these: --cameras primary,wrist --multi-image-num-images 2; "
+            "for 1: --cameras primary --multi-image-num-images 1",
+        ),
+    ],
+)
+def test_a_number_of_images_that_is_not_that_of_the_cameras_names_both_and_both_ways_out(
+    cameras: tuple[str, ...], num_images: int, todo: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        OpenVLAOFTConfig(
+            data=DataConfig(cameras=tuple(CameraConfig(name=name) for name in cameras)),
+            openvla_oft=OpenVLAOFTSpecificConfig(multi_image=MultiImageConfig(num_images=num_images)),
+        )
+    enabled = f"num_images is {num_images}, but data.cameras enables {len(cameras)} ({', '.join(cameras)})"
+    assert str(error.value) == f"openvla_oft.multi_image.{enabled}. {todo}"
 
 
 def with_film(*, count_padding: bool = False) -> OpenVLAOFTConfig:
