@@ -72,9 +72,8 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
         shape.n_embed, shape.n_groups, len(chunks), shape.action_horizon, settings.steps, settings.batch_size,
     )  # fmt: skip
 
-    reports: list[
-        tuple[int, float]
-    ] = []  # the first update takes as long as many, so time counts from the first report
+    # The first update takes as long as many, so time counts from the first report.
+    reports: list[tuple[int, float]] = []
 
     def report(step: int, vq: ActionVQ) -> None:
         reports.append((step, time.monotonic()))
