@@ -65,12 +65,16 @@ class ActionUnits:
         self._action_source = action_source
 
     def check(self, observation: Observation) -> None:
-        """Raise DataError where the observation is not of this robot."""
+        """Raise DataError where the observation is not of this robot, or holds a number that is not finite."""
         if observation.state.size != self.robot.size:
             raise DataError(
                 f"the state has {observation.state.size} joints, {self.robot.name} has {self.robot.size}: "
                 f"{', '.join(self.robot.joint_names)}"
             )
+        for what, values in (("measured state", observation.state), ("commanded target", observation.commanded)):
+            if values is not None and not np.isfinite(values).all():
+                wrong = np.array(self.robot.joint_names)[~np.isfinite(values)]
+                raise DataError(f"the {what} of {', '.join(wrong)} is NaN or infinite; expected an angle in rad")
 
     def state(self, observation: Observation) -> np.ndarray:
         """float32 [S]: the measured state in model units."""

@@ -119,6 +119,10 @@ class Backend(Protocol):
         last bit of a weight changes. Ready for ``processor.decode``."""
         ...
 
+    def for_inference(self, model: nn.Module) -> nn.Module:
+        """``model`` made to run fast, predicting the same; from now on it can be neither trained nor saved."""
+        ...
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what ``restore`` needs into an existing directory: adapters and trained modules, or the whole model."""
         ...

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from crane_x7_vla.backends import BACKENDS, backend_class, config_class
 from crane_x7_vla.backends.base import Backend, Batch
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics
-from crane_x7_vla.errors import ConfigError, DataError
+from crane_x7_vla.errors import CheckpointError, ConfigError, DataError
 from crane_x7_vla.models import attention
 from crane_x7_vla.models.decoder import DecoderLayer
 from crane_x7_vla.models.vit import Block
@@ -256,6 +257,20 @@ def test_every_attention_heeds_whether_it_may_take_the_flash_kernel(
     assert set(asked) == {enabled}
 
 
+def test_what_is_made_for_inference_predicts_the_same_in_half_precision_too(config: VLAConfig, make: Make) -> None:
+    backend = make(config)
+    model = backend.build().eval()
+    batch = batch_of(backend, [observation(config)], labels=False)
+    with torch.inference_mode():
+        expected = backend.comparable(model, batch)
+        fast = backend.for_inference(model)
+        np.testing.assert_allclose(backend.comparable(fast, batch), expected, atol=1e-5)
+        half = fast.to(torch.bfloat16)
+        values = backend.comparable(half, batch).float()
+        assert backend.predict(half, batch).shape == expected.shape
+    assert 0 < float((values - expected).abs().max()) < 0.05
+
+
 def test_every_input_matters(config: VLAConfig, make: Make) -> None:
     backend = make(config)
     model, seen = backend.build().eval(), observation(config)
@@ -295,6 +310,49 @@ def test_the_same_seed_builds_the_same_model(config: VLAConfig, make: Make) -> N
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_base_with_another_kind_of_language_model_is_refused(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    other: Any = config_class("openvla" if config.backend == "minivla" else "minivla")
+    base = make(other.tiny())
+    base.save(base.build(), tmp_path)
+    block = dataclasses.replace(getattr(config, config.block), model_id=str(tmp_path), use_lora=True)
+    with pytest.raises(
+        ConfigError, match=rf"{config.backend} is built on \w+, but the language model of {tmp_path} is"
+    ):
+        make(dataclasses.replace(config, **{config.block: block}))
+
+
+def test_a_quantized_base_is_refused(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    whole = make(config)
+    whole.save(whole.build(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["projector.fc1.weight"] = weights["projector.fc1.weight"].to(torch.int8)
+    save_file(weights, tmp_path / "model.safetensors")
+    block = dataclasses.replace(getattr(config, config.block), model_id=str(tmp_path), use_lora=True)
+    backend = make(dataclasses.replace(config, **{config.block: block}))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: projector\.fc1\.weight is int8; expected bfloat16"):
+        backend.build()
+
+
+def test_a_checkpoint_of_adapters_is_no_base(config: VLAConfig, make: Make, tmp_path: Path) -> None:
+    base, checkpoint = tmp_path / "base", tmp_path / "outputs" / "red_cube" / "checkpoint-1"
+    base.mkdir()
+    checkpoint.mkdir(parents=True)
+    whole = make(config)
+    whole.save(whole.build(), base)
+
+    def on(model_id: Path) -> VLAConfig:
+        block = dataclasses.replace(getattr(config, config.block), model_id=str(model_id), use_lora=True)
+        return dataclasses.replace(config, **{config.block: block})
+
+    backend = make(on(base))
+    backend.save(backend.build(), checkpoint)
+    for directory in (checkpoint, checkpoint / "lora_adapters"):
+        with pytest.raises(
+            CheckpointError, match=rf"{directory} holds adapters, no model; merge first with: .*_merged"
+        ):
+            make(on(directory))
+
+
 def test_a_missing_camera_is_named(config: VLAConfig, make: Make) -> None:
     processor, seen = make(config).processor, observation(config)
     camera = config.cameras[-1].name
@@ -326,6 +384,16 @@ def test_a_state_or_chunk_of_another_size_names_both_sizes(config: VLAConfig, ma
     short = chunk(config, seen)[:-1]
     with pytest.raises(DataError, match=rf"\[{len(short)}, 8\]; expected \[{len(short) + 1}, 8\]"):
         processor.encode(seen, short)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_joint_whose_state_or_target_is_no_number_is_named(config: VLAConfig, make: Make, value: float) -> None:
+    processor, seen = make(config).processor, observation(config)
+    wrong = seen.state.copy()
+    wrong[6] = value
+    for field, what in (("state", "measured state"), ("commanded", "commanded target")):
+        with pytest.raises(DataError, match=f"the {what} of crane_x7_wrist_joint is NaN or infinite"):
+            processor.encode(dataclasses.replace(seen, **{field: wrong}))
 
 
 def test_statistics_of_another_robot_name_both_sizes(config: VLAConfig) -> None:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from crane_x7_vla.backends.base import Batch, ModelSpec
 from crane_x7_vla.backends.prismatic_config import PrismaticVLAConfig
 from crane_x7_vla.checkpoints import layouts
-from crane_x7_vla.checkpoints.adapters import ADAPTERS
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, refuse_checkpoint
 from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
 from crane_x7_vla.checkpoints.base_model import local_model, resolve_model
-from crane_x7_vla.checkpoints.component_files import find_component, read_component
+from crane_x7_vla.checkpoints.component_files import find_component, other_joints, read_component
 from crane_x7_vla.checkpoints.published import base_statistics, read_assets, read_dead, read_trunk
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.checkpoints.torch_files import shapes_in
 from crane_x7_vla.config.yaml import CONFIG_NAME
 from crane_x7_vla.data.statistics import DatasetStatistics, to_json
-from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.prismatic import PrismaticModel
 from crane_x7_vla.robot import RobotSpec
 
@@ -42,10 +42,12 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
     """Base class. directory: a complete model directory that is used in place of the config's base model.
 
     A family says ``model_class``, how a ``new_model`` is made, and names its ``components``: parts beside the trunk,
-    each with a file of its own. unused: parts of the trunk that play no part, and so are not trained.
+    each with a file of its own. language_model: what a base is built on, by its config.json. unused: parts of the trunk
+    that play no part, and so are not trained.
     """
 
     model_class: type[Model]
+    language_model = "llama"
     components: Sequence[str] = ()
     unused: Sequence[str] = ()
 
@@ -58,11 +60,19 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         self._statistics = statistics
         if directory is None and settings.model_id is not None:
             directory = resolve_model(settings.model_id)
+            refuse_checkpoint(directory)
         self.base = directory
         self._base_fingerprint = ""  # known once the base is read
         self.assets = _random_assets(settings.architecture) if directory is None else read_assets(directory)
         source = "config" if directory is None else str(directory / layouts.CONFIG_FILE)
         self.trunk = trunk_config(self.assets.published, source=source)
+        found = self.assets.published["text_config"].get("model_type", "llama")
+        if found != self.language_model:
+            raise ConfigError(
+                f"{config.backend} is built on {self.language_model}, but the language model of "
+                f"{directory or settings.architecture} is {found}; name another base: --model-id "
+                f"{type(settings)().model_id}"
+            )
         self.spec = ModelSpec(
             cameras=config.cameras,
             action_horizon=config.action_horizon,
@@ -108,12 +118,26 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
 
         A peft model where ``use_lora``, else the bare model. Parameters that are to be trained have requires_grad.
         """
+        settings = self.config.settings
+        if settings.use_lora:  # before minutes of reading weights
+            _lora().check_names(
+                self._skeleton(),
+                targets=settings.lora_target,
+                trained=self._trained(),
+                without=self._component_modules(),
+                section=settings.block,
+            )
         model = self._random_model() if self.base is None else self._from_base(self.base)
-        if self.config.training.device == "cpu" and self.config.settings.use_flash_attention:
+        if self.config.training.device == "cpu" and settings.use_flash_attention:
             logger.info("%s.use_flash_attention has no effect on a CPU", self.config.block)
-        if not self.config.settings.use_lora:
+        if not settings.use_lora:
             model = model.float()  # every weight is trained, and bfloat16 would swallow small updates
         return self._prepare(model)
+
+    def for_inference(self, model: nn.Module) -> nn.Module:
+        """See ``Backend.for_inference``."""
+        self.bare(model).language_model.model.fuse()
+        return model
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Adapters and fully trained modules, or (without LoRA) the whole model in the published layout."""
@@ -209,7 +233,7 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         for name, component in fresh.items():
             keys = layouts.component_keys(name, shapes)
             if not weights.keys() >= set(keys.values()):  # a vision backbone with FiLM brings it along
-                part = _component_or_new(base, name, component, quiet=quiet)
+                part = _component_or_new(base, name, component, self.robot, quiet=quiet)
                 weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
 
@@ -232,7 +256,12 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
                 )
             keys = layouts.component_keys(name, shapes)
             expected = {own: shapes[key] for own, key in keys.items()}
-            files = dict.fromkeys(layouts.tensor_shapes(path), path)
+            found = layouts.tensor_shapes(path)
+            if said := other_joints(name, found, self.robot):
+                raise CheckpointError(
+                    f"{path} {said}; its {name} must be trained anew, with --model-id {directory} as the base"
+                )
+            files = dict.fromkeys(found, path)
             part = layouts.read_tensors(files, expected, dead=None, source=path)
             weights |= {keys[own]: value for own, value in part.items()}
         return self._assign(model, weights)
@@ -247,6 +276,10 @@ class PrismaticBackend(ABC, Generic[Config, Model]):
         return {key: shape for key, shape in shapes.items() if key not in inside}
 
     def _assign(self, model: Model, weights: dict[str, Tensor]) -> Model:
+        quantized = next((key for key, value in weights.items() if not value.is_floating_point()), None)
+        if quantized is not None:
+            kind = str(weights[quantized].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.base}: {quantized} is {kind}; expected bfloat16, float16 or float32 weights")
         model.load_state_dict(weights, strict=True, assign=True)
         return model.float() if self.config.training.mixed_precision == "no" else model
 
@@ -273,8 +306,13 @@ def _say_statistics_are_left_aside(base: Path) -> None:
         )
 
 
-def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, quiet: bool) -> Mapping[str, Tensor]:
-    """Weights of a part from the base where it is there and fits, else ``fresh``. quiet: do not say which."""
+def _component_or_new(
+    base: Path, name: str, fresh: Mapping[str, Tensor], robot: RobotSpec, *, quiet: bool
+) -> Mapping[str, Tensor]:
+    """Weights of a part from the base where it is there, else or where it is of another size ``fresh``.
+
+    quiet: do not say which. Raises CheckpointError where weights are missing or unknown.
+    """
     path = find_component(base, name)
     if path is None:
         if not quiet:
@@ -282,20 +320,17 @@ def _component_or_new(base: Path, name: str, fresh: Mapping[str, Tensor], *, qui
         return fresh
     found = read_component(path)
     shapes, expected = shapes_in(found), shapes_in(fresh)
+    layouts.require_fit(dict.fromkeys(shapes, ()), dict.fromkeys(expected, ()), dead=None, source=path)
     if shapes == expected:
         if not quiet:
             logger.info("%s: weights of %s", name, path)
         return found
     if not quiet:
-        logger.warning(
-            "%s of the base does not fit (%s: %s) and is left aside: it is trained anew",
-            name, path, _difference(shapes, expected),
-        )  # fmt: skip
+        said = other_joints(name, shapes, robot) or _difference(shapes, expected)
+        logger.warning("%s of the base %s (%s); it is left aside and trained anew", name, said, path)
     return fresh
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    for key, shape in expected.items():
-        if found.get(key) != shape:
-            return f"{key} is {list(found[key])} instead of {list(shape)}" if key in found else f"it has no {key}"
-    return f"it has {len(found)} weights instead of {len(expected)}"
+    key = next(key for key, shape in expected.items() if found[key] != shape)
+    return f"does not fit, {key} is {list(found[key])} instead of {list(expected[key])}"

@@ -8,7 +8,7 @@ from torch import nn
 
 from crane_x7_vla.backends import backend_class
 from crane_x7_vla.backends.base import Backend
-from crane_x7_vla.checkpoints.adapters import ADAPTERS, base_model_of, is_adapter_folder
+from crane_x7_vla.checkpoints.adapters import ADAPTERS, is_adapter_folder, merge_command
 from crane_x7_vla.checkpoints.store import refuse_experiment
 from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
@@ -26,6 +26,7 @@ def restore_backend(directory: Path, *, config: VLAConfig | None = None) -> tupl
     check_directory(directory)
     if config is None:
         config = load_config(directory / CONFIG_NAME)
+    config = config.in_checkpoint(directory)
     has_adapters = (directory / ADAPTERS).is_dir()
     robot = robot_spec(config.robot)
     backend: Backend = backend_class(config.backend)(
@@ -53,18 +54,8 @@ def check_directory(directory: Path) -> None:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist; expected a merged model or a checkpoint-N directory")
     if is_adapter_folder(directory):
-        raise CheckpointError(
-            f"{directory} holds LoRA adapters alone; merge first with: python -m crane_x7_vla.scripts.merge_lora "
-            f"--adapter_path {directory} --output_path {_merged_name(directory)} "
-            f"--base_model {base_model_of(directory) or 'BASE_MODEL'}"
-        )
+        raise CheckpointError(f"{directory} holds LoRA adapters alone; merge first with: {merge_command(directory)}")
     refuse_experiment(directory)
     for name in (CONFIG_NAME, STATISTICS_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory} lacks {name}; expected a merged model or a checkpoint-N directory")
-
-
-def _merged_name(adapters: Path) -> Path:
-    """outputs/NAME/checkpoint-N/lora_adapters -> outputs/NAME_merged, as in the documents."""
-    experiment = adapters.resolve().parent.parent
-    return experiment.with_name(f"{experiment.name}_merged")

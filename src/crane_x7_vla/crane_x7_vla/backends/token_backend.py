@@ -33,8 +33,8 @@ class TokenBackend(PrismaticBackend[Config, OpenVLA]):
         """Cross-entropy of the action tokens and those that end the answer, over the whole vocabulary.
 
         Metrics, of tokens predicted where the true ones before them were read: token_accuracy and action_l1_rad, the
-        rounding to tokens included; with bounds_q99 also clipped, the share of label entries beyond the range. Actions
-        decoded one token after another, as the arm executes them, are further off.
+        rounding to tokens included; where labels are clipped also clipped, the share of entries beyond the range.
+        Actions decoded one token after another, as the arm executes them, are further off.
         """
         labels, keep = batch["labels"], (~batch["is_pad"]).float()[..., None]
         tokens = self.tokens.ids(labels)

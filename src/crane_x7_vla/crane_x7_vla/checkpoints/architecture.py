@@ -8,10 +8,12 @@ model's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from crane_x7_vla.checkpoints.files import list_of, value_of
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.decoder import DecoderConfig
 from crane_x7_vla.models.prismatic import PrismaticConfig
@@ -43,6 +45,17 @@ _TIMM: Mapping[str, _Timm] = {
     _SIGLIP: _Timm(embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.7362),
 }
 
+_CHANGES = "timm_model_kwargs"
+_CHANGEABLE: Mapping[str, tuple[type, float]] = {
+    "embed_dim": (int, 1),
+    "depth": (int, 2),
+    "num_heads": (int, 1),
+    "patch_size": (int, 1),
+    "mlp_ratio": (float, 1),
+    "init_values": (float, 0),
+}
+"""What may differ from the named model, and the least it may be."""
+
 _LLAMA_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -54,6 +67,16 @@ _LLAMA_DEFAULTS: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 _QWEN_NEEDED = ("num_key_value_heads", *_LLAMA_DEFAULTS)
+_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_FIXED: Mapping[str, Any] = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "rope_type": "default",
+    "use_sliding_window": False,
+}
+"""Settings of Llama and Qwen2 that change what is computed, with the one value that the decoder has."""
 
 
 def _published(image_size: int, text_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -158,30 +181,44 @@ def trunk_config(published: Mapping[str, Any], *, source: str) -> PrismaticConfi
         raise CheckpointError(
             f"{source}: model_type is {published.get('model_type')!r}; expected 'openvla', a model in OpenVLA's layout"
         )
-    missing = [key for key in ("timm_model_ids", "image_sizes", "text_config") if key not in published]
-    if missing:
-        raise CheckpointError(f"{source} lacks {', '.join(missing)}; is it the config.json of an OpenVLA model?")
     resize = published.get("image_resize_strategy", _RESIZE)
     if resize != _RESIZE:
         raise CheckpointError(f"{source}: image_resize_strategy is {resize!r}; only models of {_RESIZE!r} are read")
-    names = published["timm_model_ids"]
-    changes = published.get("timm_model_kwargs", [{} for _ in names])
+    names = tower_names(published, source=source)
     unknown = [name for name in names if name not in _TIMM]
     if unknown:
         raise CheckpointError(f"{source}: unknown vision tower {', '.join(unknown)}; known: {', '.join(_TIMM)}")
-    try:
-        towers = tuple(
-            _tower(_TIMM[name], change, size)
-            for name, change, size in zip(names, changes, published["image_sizes"], strict=True)
+    sizes = list_of(published, "image_sizes", int, 1, source=source)
+    changes = list_of({_CHANGES: [{}] * len(names), **published}, _CHANGES, dict, source=source)
+    if not len(names) == len(sizes) == len(changes):
+        raise CheckpointError(
+            f"{source}: timm_model_ids, image_sizes and {_CHANGES} have {len(names)}, {len(sizes)} and {len(changes)} "
+            "entries; expected one for each vision tower"
         )
-        return PrismaticConfig(towers=towers, decoder=_decoder(published["text_config"]))
-    except (TypeError, ValueError) as error:
+    timms = [_changed(_TIMM[name], change, source) for name, change in zip(names, changes, strict=True)]
+    decoder = _decoder_arguments(value_of(published, "text_config", dict, source=source), f"{source}, text_config")
+    try:
+        towers = tuple(_tower(timm, size) for timm, size in zip(timms, sizes, strict=True))
+        return PrismaticConfig(towers=towers, decoder=DecoderConfig(**decoder))
+    except ValueError as error:
         raise CheckpointError(f"{source} states dimensions that do not fit together: {error}") from error
 
 
-def _tower(timm: _Timm, changes: Mapping[str, Any], image_size: int) -> ViTConfig:
-    arguments = {field: getattr(timm, field) for field in _Timm.__slots__} | dict(changes)
-    timm = _Timm(**arguments)
+def tower_names(published: Mapping[str, Any], *, source: str) -> tuple[str, ...]:
+    """timm's names of the vision towers in a config.json; raises CheckpointError."""
+    return list_of(published, "timm_model_ids", str, source=source)
+
+
+def _changed(timm: _Timm, changes: Mapping[str, Any], source: str) -> _Timm:
+    unknown = [key for key in changes if key not in _CHANGEABLE]
+    if unknown:
+        raise CheckpointError(f"{source}: {_CHANGES} has {unknown[0]}; only {', '.join(_CHANGEABLE)} are read")
+    source = f"{source}, {_CHANGES}"
+    values = {key: value_of(changes, key, *_CHANGEABLE[key], source=source) for key in changes}
+    return replace(timm, **values)
+
+
+def _tower(timm: _Timm, image_size: int) -> ViTConfig:
     return ViTConfig(
         image_size=image_size,
         patch_size=timm.patch_size,
@@ -195,17 +232,28 @@ def _tower(timm: _Timm, changes: Mapping[str, Any], image_size: int) -> ViTConfi
     )
 
 
-def _decoder(text_config: Mapping[str, Any]) -> DecoderConfig:
+def _decoder_arguments(text_config: Mapping[str, Any], source: str) -> dict[str, Any]:
     family = text_config.get("model_type", "llama")
     if family not in ("llama", "qwen2"):
-        raise ValueError(f"text_config.model_type is {family!r}, expected llama or qwen2")
+        raise CheckpointError(f"{source}: model_type is {family!r}; expected llama or qwen2")
+    if text_config.get("rope_parameters") is not None:  # transformers 5 keeps them there
+        text_config = {**text_config, **value_of(text_config, "rope_parameters", dict, source=source)}
     missing = [key for key in _QWEN_NEEDED if family == "qwen2" and key not in text_config]
     if missing:
-        raise ValueError(f"text_config of model_type qwen2 lacks {', '.join(missing)}")
-    values = {key: text_config.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
-    return DecoderConfig(
-        **{key: value for key, value in values.items() if key != "tie_word_embeddings"},
-        num_key_value_heads=text_config.get("num_key_value_heads", values["num_attention_heads"]),
-        qkv_bias=family == "qwen2",
-        tied_embeddings=values["tie_word_embeddings"],
-    )
+        raise CheckpointError(f"{source} of model_type qwen2 lacks {', '.join(missing)}")
+    text = {**_LLAMA_DEFAULTS, **text_config}
+    counts = {key: value_of(text, key, int, 1, source=source) for key in _COUNTS}
+    heads = counts["num_attention_heads"]
+    for key, only in {**_FIXED, "head_dim": counts["hidden_size"] // heads}.items():
+        if text.get(key) not in (None, only):
+            raise CheckpointError(f"{source}: {key} is {text[key]!r}; only models with {json.dumps(only)} are read")
+    if text.get("num_key_value_heads") is None:
+        text["num_key_value_heads"] = heads
+    return {
+        **counts,
+        "num_key_value_heads": value_of(text, "num_key_value_heads", int, 1, source=source),
+        "rms_norm_eps": value_of(text, "rms_norm_eps", float, 0, source=source),
+        "rope_theta": value_of(text, "rope_theta", float, 1, source=source),
+        "qkv_bias": family == "qwen2",
+        "tied_embeddings": value_of(text, "tie_word_embeddings", bool, source=source),
+    }

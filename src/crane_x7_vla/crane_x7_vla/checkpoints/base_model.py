@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crane_x7_vla.errors import CheckpointError
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.pt", "tokenizer.model")
 _SNAPSHOTS = "snapshots"
 
@@ -17,12 +17,13 @@ _SNAPSHOTS = "snapshots"
 def local_model(model_id: str) -> Path | None:
     """The whole path of a ``model_id`` that is a directory here, None for the id of a Hugging Face repository.
 
-    Raises CheckpointError for a path that is not there: only NAME/NAME can be an id, and not where the folder NAME is.
+    Raises CheckpointError for a path that is not there: only NAME/NAME can be an id. It is one even where a folder NAME
+    lies here, as one of downloads may; ./NAME/NAME is a path.
     """
     path = Path(model_id).expanduser()
     if path.is_dir():
         return path.resolve()
-    if not _HUB_ID.fullmatch(model_id) or path.parent.is_dir():
+    if not _HUB_ID.fullmatch(model_id):
         raise CheckpointError(f"base model {model_id} is not a directory; name one with config.json and safetensors")
     return None
 

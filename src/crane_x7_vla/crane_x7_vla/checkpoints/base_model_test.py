@@ -10,7 +10,9 @@ from crane_x7_vla.checkpoints.base_model import hub_revision, is_same_model, loc
 from crane_x7_vla.errors import CheckpointError
 
 
-@pytest.mark.parametrize("name", ["models/nowhere", "nowhere", "/nowhere/at/all", "./nowhere", "../no/where", "~/no"])
+@pytest.mark.parametrize(
+    "name", ["models/nowhere/", "./models/nowhere", "nowhere", "/nowhere/at/all", "./nowhere", "../no/where", "~/no"]
+)
 def test_a_base_model_that_is_no_directory_is_an_error_without_asking_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -24,6 +26,7 @@ def test_a_directory_is_given_by_its_whole_path_and_other_names_are_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "openvla").mkdir()
     monkeypatch.chdir(tmp_path)
     assert local_model("models/tiny") == tmp_path / "models" / "tiny"
     assert local_model("openvla/openvla-7b") is None

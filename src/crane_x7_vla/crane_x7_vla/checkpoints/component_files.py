@@ -7,6 +7,7 @@ at 213c5ff); the vision weights in their model files are then those from before 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -16,7 +17,11 @@ from crane_x7_vla.checkpoints.layouts import component_file, tensor_shapes
 from crane_x7_vla.checkpoints.lowrank import fold_live
 from crane_x7_vla.checkpoints.torch_files import read_torch, state_of
 from crane_x7_vla.errors import CheckpointError
+from crane_x7_vla.models.openvla_oft import ACTION_HEAD, PROPRIO
+from crane_x7_vla.robot import RobotSpec
 
+_JOINTS = {ACTION_HEAD: ("model.fc2.bias", 0), PROPRIO: ("fc1.weight", 1)}
+"""Where the shapes of a part say for how many joints it is: (weight, axis)."""
 _VISION = "vision_backbone"
 _WRAPPED_BLOCK = re.compile(r"(vision_backbone\.\w+\.blocks\.\d+\.)block\.")
 
@@ -39,6 +44,13 @@ def read_component(path: Path) -> dict[str, Tensor]:
         return state_of(read_torch(path), what=str(path))
     tensor_shapes(path)
     return load_file(path)
+
+
+def other_joints(name: str, shapes: Mapping[str, tuple[int, ...]], robot: RobotSpec) -> str | None:
+    """That a part of these shapes is for another number of joints than the robot has, in words; None if it is not."""
+    key, axis = _JOINTS.get(name, ("", 0))
+    found = shapes[key][axis] if len(shapes.get(key, ())) > axis else robot.size
+    return None if found == robot.size else f"is for {found} numbers, {robot.name} has {robot.size} joints"
 
 
 def film_backbone(directory: Path) -> Path | None:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from crane_x7_vla.checkpoints.architecture import tower_names
+from crane_x7_vla.checkpoints.files import read_json, require_file
+from crane_x7_vla.checkpoints.preprocessor import read_normalizations, write_preprocessor
+from crane_x7_vla.checkpoints.tokenizer import read_tokenizer
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticConfig
 from crane_x7_vla.transforms.image import HALF, IMAGENET, ChannelNormalization
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_BYTES = 4_900_000_000
@@ -38,19 +41,6 @@ _VISION = "vision_backbone."
 _FILM_KEY = re.compile(r"vision_backbone\.\w+\.blocks\.\d+\.(scale|shift)\.(weight|bias)")
 _NAMED = 8
 _FINGERPRINT_VALUES = 64
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises CheckpointError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}; is it a complete model directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); copy the model again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy the model again")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +54,10 @@ class Assets:
 
 def read_assets(directory: Path) -> Assets:
     """config.json, tokenizer and image normalisation; raises CheckpointError naming the file."""
-    published = read_json(directory / CONFIG_FILE)
-    tokenizer = read_tokenizer(directory / TOKENIZER_FILE)
-    return Assets(published, tokenizer, _read_normalizations(directory, len(published.get("timm_model_ids", ()))))
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json; raises CheckpointError naming the file."""
-    # What the Rust side raises says neither which file it was nor what to do.
-    model = read_json(path).get("model")
-    if not isinstance(model, dict) or "vocab" not in model:
-        raise CheckpointError(f"{path} is not a tokenizer, its model has no vocab; copy the model again")
-    return Tokenizer.from_file(str(path))
-
-
-def _read_normalizations(directory: Path, towers: int) -> tuple[ChannelNormalization, ...]:
-    path = directory / PREPROCESSOR_FILE
-    entries = read_json(path).get("tvf_normalize_params")
-    try:
-        normalizations = tuple(
-            ChannelNormalization(_triple(entry["mean"]), _triple(entry["std"])) for entry in entries or ()
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: tvf_normalize_params lacks mean and std of three channels ({error})") from error
-    if len(normalizations) != towers:
-        raise CheckpointError(
-            f"{path}: tvf_normalize_params has {len(normalizations)} entries for {towers} vision towers"
-        )
-    return normalizations
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+    path = directory / CONFIG_FILE
+    published = read_json(path)
+    towers = tower_names(published, source=str(path))
+    return Assets(published, read_tokenizer(directory / TOKENIZER_FILE), read_normalizations(directory, len(towers)))
 
 
 def default_normalizations(towers: int) -> tuple[ChannelNormalization, ...]:
@@ -129,8 +90,7 @@ def weight_files(directory: Path) -> dict[str, Path]:
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """{key: shape} of a safetensors file; raises CheckpointError where it is missing or damaged."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} lacks {path.name}; copy the model again")
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -143,12 +103,17 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Exactly the expected tensors, strictly.
 
-    files: {key: file}. dead: pattern of the keys that may lie there unused; they are the only ones ignored.
-    Raises one CheckpointError that lists what is missing, unexpected or of another shape.
+    files: {key: file}; of a key that lies in several, the one named here is read. dead: pattern of the keys that may
+    lie there unused; they are the only ones ignored. Raises one CheckpointError that lists what is missing, unexpected
+    or of another shape.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(set(files.values())):
-        shapes |= tensor_shapes(path)
+    held = {path: tensor_shapes(path) for path in sorted(set(files.values()))}
+    unnamed = {key for shapes in held.values() for key in shapes if key not in files and not _is_dead(key, dead)}
+    if unnamed:
+        raise CheckpointError(
+            f"{source}: {INDEX_FILE} leaves out {_listing('that its files hold', unnamed)}; copy it again"
+        )
+    shapes = {key: held[path][key] for key, path in files.items() if key in held[path]}
     require_fit(shapes, expected, dead=dead, source=source)
     return pick_tensors({key: path for key, path in files.items() if key in expected})
 
@@ -158,7 +123,7 @@ def pick_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys() if key in files}  # noqa: SIM118
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if files.get(key) == path}  # noqa: SIM118
     return tensors
 
 
@@ -169,7 +134,7 @@ def require_fit(
 
     dead: pattern of the keys that may lie there unused; they are the only ones ignored.
     """
-    unexpected = {key for key in shapes if key not in expected and not (dead and re.fullmatch(dead, key))}
+    unexpected = {key for key in shapes if key not in expected and not _is_dead(key, dead)}
     missing = {key for key in expected if key not in shapes}
     misshapen = {key for key in expected if key in shapes and shapes[key] != expected[key]}
     parts = (
@@ -181,6 +146,10 @@ def require_fit(
     )
     if any(parts):
         raise CheckpointError(f"{source} does not fit this model: " + "; ".join(part for part in parts if part))
+
+
+def _is_dead(key: str, dead: str | None) -> bool:
+    return dead is not None and re.fullmatch(dead, key) is not None
 
 
 def _listing(what: str, names: Collection[str]) -> str:
@@ -284,25 +253,7 @@ def write_model(
         json.dumps({**assets.published, "torch_dtype": dtype}, indent=2) + "\n", encoding="utf-8"
     )
     assets.tokenizer.save(str(directory / TOKENIZER_FILE))
-    size = assets.published["image_sizes"][0]
-    preprocessor = {
-        "processor_class": "PrismaticProcessor",
-        "image_processor_type": "PrismaticImageProcessor",
-        "image_resize_strategy": "resize-naive",
-        "use_fused_vision_backbone": len(assets.normalizations) == 2,
-        "input_sizes": [[3, size, size]] * len(assets.normalizations),
-        "interpolations": ["bicubic"] * len(assets.normalizations),
-        "means": [list(entry.mean) for entry in assets.normalizations],
-        "stds": [list(entry.std) for entry in assets.normalizations],
-        "tvf_normalize_params": [
-            {"inplace": False, "mean": list(entry.mean), "std": list(entry.std)} for entry in assets.normalizations
-        ],
-        "tvf_resize_params": [
-            {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]}
-            for _ in assets.normalizations
-        ],
-    }
-    (directory / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    write_preprocessor(directory, assets.normalizations, assets.published["image_sizes"][0])
 
 
 def component_file(directory: Path, name: str) -> Path:

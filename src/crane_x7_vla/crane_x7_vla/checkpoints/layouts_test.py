@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, Qwen2Config
 
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
 from crane_x7_vla.checkpoints import layouts
 from crane_x7_vla.checkpoints.architecture import ARCHITECTURES, architecture, trunk_config
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models import openvla_oft
@@ -45,7 +47,7 @@ def published() -> dict[str, Tensor]:
 
 
 def load(directory: Path) -> PrismaticModel:
-    config = trunk_config(layouts.read_json(directory / "config.json"), source=str(directory / "config.json"))
+    config = trunk_config(read_json(directory / "config.json"), source=str(directory / "config.json"))
     model = PrismaticModel(config)
     tensors = layouts.read_tensors(
         layouts.weight_files(directory), layouts.shapes_of(model), dead=layouts.dead_keys(config), source=directory
@@ -119,11 +121,41 @@ def test_a_file_cut_off_is_named(tmp_path: Path, published: dict[str, Tensor]) -
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])
+def test_a_file_that_git_did_not_fetch_is_called_a_pointer(
+    tmp_path: Path, published: dict[str, Tensor], name: str
+) -> None:
+    write_shards(tmp_path, published, 2)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is git-lfs's pointer .* fetch it with: git lfs pull"):
+        load(tmp_path)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path, published: dict[str, Tensor]) -> None:
     write_shards(tmp_path, published, 2)
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks model-00001-of-00002.safetensors"):
         load(tmp_path)
+
+
+def test_a_shard_holds_nothing_that_the_index_does_not_name(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    write_shards(tmp_path, published, 2)
+    index = tmp_path / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    del table["projector.fc2.bias"]
+    index.write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(CheckpointError, match=r"index\.json leaves out 1 that its files hold: projector\.fc2\.bias"):
+        load(tmp_path)
+
+
+def test_of_a_weight_in_two_shards_the_one_that_the_index_names_is_read(
+    tmp_path: Path, published: dict[str, Tensor]
+) -> None:
+    write_shards(tmp_path, published, 2)
+    key, last = "projector.fc1.bias", tmp_path / "model-00002-of-00002.safetensors"
+    assert key not in load_file(last)
+    save_file({**load_file(last), key: published[key] + 1}, last)
+    assert torch.equal(load(tmp_path).state_dict()[key], published[key])
 
 
 @pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/model.safetensors", "part/x.safetensors", 3])
@@ -133,7 +165,16 @@ def test_shards_lie_beside_their_index(tmp_path: Path, name: object) -> None:
         layouts.weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"model": {"type": "BPE"}}', '{"model": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"model": {"type": "BPE"}}',
+        '{"model": 3}',
+        '{"model": {"type": "BPE", "vocab": {}}}',
+        '{"model": {"type": "Other", "vocab": {}, "merges": []}}',
+    ],
+)
 def test_json_that_is_no_tokenizer_is_named(tmp_path: Path, text: str) -> None:
     assets = layouts.Assets(architecture("tiny"), small_tokenizer(), layouts.default_normalizations(2))
     layouts.write_model(tmp_path, tensors={"x": torch.zeros(1)}, assets=assets)
@@ -212,8 +253,65 @@ def test_a_qwen2_config_must_say_its_dimensions() -> None:
     with pytest.raises(CheckpointError, match="text_config of model_type qwen2 lacks num_key_value_heads, vocab_size"):
         trunk_config(sparse, source="config.json")
     phi = {**architecture("minivla"), "text_config": {"model_type": "phi"}}
-    with pytest.raises(CheckpointError, match=r"text_config\.model_type is 'phi', expected llama or qwen2"):
+    with pytest.raises(CheckpointError, match=r"text_config: model_type is 'phi'; expected llama or qwen2"):
         trunk_config(phi, source="config.json")
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
+def test_a_text_config_that_states_everything_is_read_as_transformers_5_writes_it(
+    kind: type[LlamaConfig | Qwen2Config],
+) -> None:
+    text = kind(rope_parameters={"rope_type": "default", "rope_theta": 5e5}).to_dict()
+    decoder = trunk_config({**architecture("openvla-7b"), "text_config": text}, source="config.json").decoder
+    assert decoder.rope_theta == 5e5
+    assert (decoder.qkv_bias, decoder.head_dim) == (kind is Qwen2Config, 128)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling is {'type': 'linear', 'factor': 2.0}; only",
+        ),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type is 'llama3'; only"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; expected a table"),
+        ({"attention_bias": True}, "attention_bias is True; only models with false are read"),
+        ({"mlp_bias": True}, "mlp_bias is True; only"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only"),
+        ({"head_dim": 64}, "head_dim is 64; only models with 128 are read"),
+        ({"use_sliding_window": True}, "use_sliding_window is True; only"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected 1 or more"),
+        ({"num_hidden_layers": -3}, "num_hidden_layers is -3; expected 1 or more"),
+        ({"hidden_size": True}, "hidden_size is True; expected a whole number"),
+        ({"vocab_size": "32064"}, "vocab_size is '32064'; expected a whole number"),
+        ({"rope_theta": None}, "rope_theta is None; expected a number"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
+    ],
+)
+def test_a_text_config_that_the_decoder_would_compute_otherwise_is_refused_by_its_key(
+    setting: dict[str, object], said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json, text_config: {said}"):
+        trunk_config({**architecture("openvla-7b"), "text_config": setting}, source="config.json")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"text_config": [1]}, r": text_config is \[1\]; expected a table"),
+        ({"timm_model_ids": None}, ": timm_model_ids is None; expected a list"),
+        ({"timm_model_ids": [["a"], 2]}, r": timm_model_ids\[0\] is \['a'\]; expected text"),
+        ({"image_sizes": [0, 0]}, r": image_sizes\[0\] is 0; expected 1 or more"),
+        ({"image_sizes": [224]}, "have 2, 1 and 2 entries; expected one for each vision tower"),
+        ({"timm_model_kwargs": [{}, {"num_heads": 0}]}, ", timm_model_kwargs: num_heads is 0; expected 1 or more"),
+        ({"timm_model_kwargs": [{}, {"heads": 3}]}, ": timm_model_kwargs has heads; only embed_dim"),
+        ({"timm_model_kwargs": 3}, ": timm_model_kwargs is 3; expected a list"),
+    ],
+)
+def test_a_damaged_config_is_named_with_its_key(setting: dict[str, object], said: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{said}"):
+        trunk_config({**architecture("openvla-7b"), **setting}, source="config.json")
 
 
 def test_a_config_of_something_else_is_refused() -> None:

@@ -19,10 +19,10 @@ from peft.tuners.lora import Conv2d, Linear, LoraModel
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
-from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, base_model_of
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, ADAPTERS, MODULES_FILE, base_model_of
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
-MODULES_FILE = "modules.safetensors"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADAPTER = "default"
@@ -44,16 +44,12 @@ def add_adapters(
     """Freeze ``model``, give its ``targets`` adapters and leave the ``trained`` parts trainable in full, in float32.
 
     targets: last parts of the names of linear and convolution layers. trained: names of modules or parameters, * stands
-    for any text. without: modules that never get adapters. Raises ConfigError for a name that fits nothing.
+    for any text. without: modules that never get adapters. ``check_names`` says which names fit.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     whole = dict.fromkeys([*without, *trained])
     excluded = _pattern(whole) if whole else None
-    layers = [name for name in layers if excluded is None or not re.fullmatch(excluded, name)]
-    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            raise ConfigError(f"lora_target names '{target}', which no layer is called; expected of {', '.join(known)}")
+    if excluded is not None and not any(re.fullmatch(excluded, name) for name, _ in model.named_modules()):
+        excluded = None  # single parameters; peft warns of what excludes no module
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -68,6 +64,31 @@ def add_adapters(
     config.base_model_name_or_path = base_model
     _train_in_full(adapted, trained)
     return adapted
+
+
+def check_names(
+    model: nn.Module, *, targets: Sequence[str], trained: Sequence[str], without: Sequence[str], section: str
+) -> None:
+    """Raise ConfigError for a name that fits nothing in ``model``, whose weights are not looked at.
+
+    targets, trained, without: as in ``add_adapters``. section: of the settings, for messages.
+    """
+    excluded = re.compile(_pattern([*without, *trained]))
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [name for name in layers if not excluded.fullmatch(name)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(
+                f"{section}.lora_target names '{target}', which no layer is called; expected names among: {known}"
+            )
+    parameters = dict(model.named_parameters())
+    for name in trained:
+        if not any(re.fullmatch(_pattern([name]), key) for key in parameters):
+            tops = ", ".join(sorted({key.partition(".")[0] for key in parameters}))
+            raise ConfigError(
+                f"{section}.trained_modules names '{name}', which no part of the model is called; it has {tops}"
+            )
 
 
 def save_adapters(model: nn.Module, directory: Path, *, base_fingerprint: str) -> None:
@@ -105,7 +126,7 @@ def restore_adapters(model: nn.Module, directory: Path, *, trained: Sequence[str
     base model's weights are not those that the adapters were trained on.
     """
     folder, modules_file = directory / ADAPTERS, directory / MODULES_FILE
-    layouts.read_json(folder / ADAPTER_CONFIG)
+    read_json(folder / ADAPTER_CONFIG)
     check_base(directory, base_fingerprint=base_fingerprint)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
@@ -156,7 +177,7 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
     assert isinstance(model, PeftModel)
     update = lost = weight = worst = 0.0
     worst_layer, layers = "", 0
-    trained_in_full = {name for name, _ in _fully_trained(model)}
+    trained_in_full = dict(_fully_trained(model))
     for name, layer in model.named_modules():
         if not isinstance(layer, Linear | Conv2d):
             continue
@@ -221,21 +242,19 @@ def _fold_layer(layer: Linear | Conv2d, dtype: torch.dtype | None) -> _Sizes:
 def _fully_trained(model: PeftModel) -> Iterable[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ".lora_" not in name:
-            yield name.removeprefix(_PREFIX), parameter
+            yield _bare_name(name), parameter
 
 
 def _train_in_full(model: PeftModel, names: Sequence[str]) -> None:
-    parameters = {
-        name.removeprefix(_PREFIX): parameter for name, parameter in model.named_parameters() if ".lora_" not in name
-    }
-    for name in names:
-        found = [parameter for key, parameter in parameters.items() if re.fullmatch(_pattern([name]), key)]
-        if not found:
-            tops = ", ".join(sorted({key.split(".")[0] for key in parameters}))
-            raise ConfigError(f"trained_modules names '{name}', which no part of the model is called; it has {tops}")
-        for parameter in found:
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name and re.fullmatch(_pattern(names), _bare_name(name)):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+
+
+def _bare_name(name: str) -> str:
+    """Of a parameter in the model without adapters."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def _pattern(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crane_x7_vla.checkpoints.lora import add_adapters, fold, folded, restore_adapters, save_adapters
+from crane_x7_vla.checkpoints.lora import add_adapters, check_names, fold, folded, restore_adapters, save_adapters
 from crane_x7_vla.errors import CheckpointError, ConfigError
 
 torch.set_num_threads(1)
@@ -87,12 +88,37 @@ def test_adapters_go_to_the_named_layers_and_not_to_what_is_trained_in_full() ->
 
 
 def test_a_target_or_module_that_is_not_there_is_named_with_what_is() -> None:
-    with pytest.raises(
-        ConfigError, match="lora_target names 'q_proj', which no layer is called; expected of fc1, proj"
-    ):
-        adapted(targets=("fc1", "q_proj"))
-    with pytest.raises(ConfigError, match=r"trained_modules names 'slots'.*it has action_head, blocks, proj"):
-        adapted(trained=("action_head", "slots"))
+    with torch.device("meta"):  # weights play no part
+        model = Model()
+
+    def check(targets: Sequence[str] = ("proj", "fc1"), trained: Sequence[str] = TRAINED) -> None:
+        check_names(model, targets=targets, trained=trained, without=("action_head",), section="openvla")
+
+    check()
+    check(targets=("blocks.1.fc1",), trained=("blocks.0.norm.weight",))
+    for target in ("q_proj", "c1", "action_head.fc1"):
+        message = rf"^openvla\.lora_target names '{target}', which no layer .*; expected names among: fc1, proj$"
+        with pytest.raises(ConfigError, match=message):
+            check(targets=("fc1", target))
+    with pytest.raises(ConfigError, match=r"^openvla\.trained_modules names 'slots'.*it has action_head, blocks, proj"):
+        check(trained=("action_head", "slots"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_trained_in_full_may_be_a_parameter_that_no_module_is_called() -> None:
+    model = add_adapters(
+        base(),
+        rank=4,
+        alpha=8,
+        dropout=0.0,
+        targets=("fc1",),
+        trained=("blocks.0.norm.weight",),
+        without=(),
+        base_model="base",
+        seed=1,
+    )
+    whole = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" not in name}
+    assert whole == {"base_model.model.blocks.0.norm.weight"}
 
 
 def test_what_is_saved_is_restored_and_is_trainable_again(tmp_path: Path) -> None:
@@ -151,6 +177,18 @@ def test_folding_in_float32_keeps_the_outputs_of_linear_and_convolution() -> Non
     torch.testing.assert_close(bare(IMAGES), expected, rtol=1e-5, atol=1e-5)
     assert report.layers == 3
     assert report.error < 1e-4
+
+
+def test_a_bias_of_an_adapted_layer_that_was_trained_in_full_keeps_float32(tmp_path: Path) -> None:
+    trained = ("action_head", "blocks.1.fc1.bias")
+    model = adapted(trained=trained)
+    with torch.no_grad():
+        model.get_parameter("base_model.model.blocks.1.fc1.base_layer.bias").fill_(1 + 2**-20)
+    save_adapters(model, tmp_path, base_fingerprint="f")
+    assert "blocks.1.fc1.bias" in load_file(tmp_path / "modules.safetensors")
+    bare, _ = fold(restore_adapters(base(), tmp_path, trained=trained, base_fingerprint="f"), dtype=torch.bfloat16)
+    assert torch.equal(bare.get_parameter("blocks.1.fc1.bias"), torch.full((16,), 1 + 2**-20))
+    assert bare.get_parameter("blocks.0.fc1.bias").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(1e-4, 0.6, 3.0), (1e-3, 0.1, 0.3), (1.0, 0.0, 0.02)])

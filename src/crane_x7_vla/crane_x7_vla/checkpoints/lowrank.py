@@ -17,18 +17,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG
-from crane_x7_vla.checkpoints.layouts import read_json, require_fit, tensor_shapes
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, BASE
+from crane_x7_vla.checkpoints.files import list_of, read_json, value_of
+from crane_x7_vla.checkpoints.layouts import require_fit, tensor_shapes
 from crane_x7_vla.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BASE = "base_model_name_or_path"
+_BASE_LAYER = ".base_layer."
 _LIVE_ALPHA = 16
 _UNREAD = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "lora_bias")
 """Settings of peft with which the update is another one than B A."""
+_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of init_lora_weights with which peft leaves the base's weights as they are. With the others (pissa, olora,
+corda, loftq) it takes from them what the adapters begin with, so that B A is no update of the published weights."""
 
 _Shape = tuple[int, ...]
 
@@ -85,11 +89,12 @@ def fold_live(tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tenso
     """A state dict with live adapters as that of the bare module; each weight keeps its type.
 
     Their scale is not in the file: OpenVLA-OFT trains rank r with alpha min(r, 16) (finetune.py at 213c5ff). Raises
-    CheckpointError where half of an adapter is missing or does not fit its layer.
+    CheckpointError where an adapted layer lacks its adapter or half of it, or where it does not fit.
     """
     halves = {key: value for key, value in tensors.items() if key.endswith(_LIVE.both)}
-    bare = {key.replace(".base_layer.", "."): value for key, value in tensors.items() if key not in halves}
+    bare = {key.replace(_BASE_LAYER, "."): value for key, value in tensors.items() if key not in halves}
     names = {key.removesuffix(end) for key in halves for end in _LIVE.both if key.endswith(end)}
+    names |= {key.partition(_BASE_LAYER)[0] for key in tensors if _BASE_LAYER in key}
     layers = {name: tuple(bare[f"{name}.weight"].shape) for name in names if f"{name}.weight" in bare}
     found = {key: tuple(value.shape) for key, value in halves.items()}
     ranks = {name: found.get(name + _LIVE.a, (0,))[0] for name in layers}
@@ -109,19 +114,20 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     weights: of the base model by its names. dead: pattern of the weights that no one reads; their adapters are left
     aside. Raises CheckpointError where the adapters do not fit, or miss a layer that their configuration targets.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
-    rank, scale = _rank_and_scale(config, folder)
+    source = folder / ADAPTER_CONFIG
+    config = read_json(source)
+    rank, scale = _rank_and_scale(config, source)
     path = folder / _WEIGHTS_FILE
     found = {key.removeprefix(_PREFIX): shape for key, shape in tensor_shapes(path).items()}
     matrices = {key.removesuffix(".weight"): value for key, value in weights.items() if key.endswith(".weight")}
     names = [name for name, value in matrices.items() if value.ndim > 1]
-    left_out = set(_named(config.get("exclude_modules"), names))
+    left_out = set(_named(config, "exclude_modules", names, source))
     layers = {
         name: tuple(matrices[name].shape)
-        for name in _named(config.get("target_modules"), names)
+        for name in _named(config, "target_modules", names, source)
         if name not in left_out
     }
-    frozen = {name: f"{name}.base_layer.weight" for name in layers if f"{name}.base_layer.weight" in found}
+    frozen = {name: f"{name}{_BASE_LAYER}weight" for name in layers if f"{name}{_BASE_LAYER}weight" in found}
     expected = _SAVED.shapes(layers, dict.fromkeys(layers, rank)) | {key: layers[name] for name, key in frozen.items()}
     require_fit(found, expected, dead=dead, source=path)
     fold = _Folding()
@@ -130,8 +136,8 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
             value = file.get_tensor(_PREFIX + key)
             if not torch.equal(value, matrices[name].to(value.dtype)):
                 raise CheckpointError(
-                    f"{folder} was trained on another base model than {config.get(_BASE)}, whose {name}.weight "
-                    f"differs from the one saved here; name the right one in {_BASE} of {ADAPTER_CONFIG}"
+                    f"{folder} was trained on another base model than {config.get(BASE)}, whose {name}.weight "
+                    f"differs from the one saved here; name the right one in {BASE} of {ADAPTER_CONFIG}"
                 )
         for name in layers:
             a, b = (file.get_tensor(_PREFIX + name + end) for end in _SAVED.both)
@@ -139,23 +145,29 @@ def fold_adapters(weights: dict[str, Tensor], folder: Path, *, dead: str) -> Non
     fold.say(folder)
 
 
-def _rank_and_scale(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
+def _rank_and_scale(config: Mapping[str, Any], source: Path) -> tuple[int, float]:
     """The rank, and what B A is multiplied by. Raises CheckpointError where the update is not B A alone."""
     unread = [name for name in _UNREAD if config.get(name)]
     if config.get("peft_type") != "LORA" or unread or config.get("bias", "none") != "none":
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} is of peft_type {config.get('peft_type')} with {', '.join(unread) or 'no'} "
+            f"{source} is of peft_type {config.get('peft_type')} with {', '.join(unread) or 'no'} "
             "further settings; expected plain LoRA adapters. Merge them where they were trained"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG} lacks r or lora_alpha; copy the adapters again")
+    start = config.get("init_lora_weights")
+    if start not in _KEEP_THE_BASE:
+        raise CheckpointError(
+            f"{source}: init_lora_weights is {start!r}, which changed the base model's weights before "
+            "training; expected adapters that are added to the published ones. Merge them where they were trained"
+        )
+    rank = value_of(config, "r", int, 1, source=source)
+    alpha = value_of(config, "lora_alpha", float, source=source)
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _named(choice: Any, names: Iterable[str]) -> list[str]:
+def _named(config: Mapping[str, Any], key: str, names: Iterable[str], source: Path) -> list[str]:
     """The modules that peft's target_modules or exclude_modules mean: the last parts of names, or one pattern."""
+    choice = config.get(key)
     if isinstance(choice, str):
         return [name for name in names if re.fullmatch(choice, name)]
-    ends = tuple(f".{end}" for end in choice or ())
+    ends = tuple(f".{end}" for end in list_of({key: choice or []}, key, str, source=source))
     return [name for name in names if f".{name}".endswith(ends)]

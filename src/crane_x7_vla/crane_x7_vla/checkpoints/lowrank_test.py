@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crane_x7_vla.checkpoints import layouts
+from crane_x7_vla.checkpoints.lowrank import fold_adapters
 from crane_x7_vla.checkpoints.published import read_assets, read_dead
 from crane_x7_vla.checkpoints.published_test import GOLDEN, KEYS, random_weights, read, trunk, write_hf
 from crane_x7_vla.errors import CheckpointError
@@ -167,6 +168,62 @@ def test_adapters_of_another_method_are_not_read_as_plain_ones(tmp_path: Path, w
         read(write_adapters(tmp_path / "adapters", pairs, base, use_dora=True))
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (
+            "/scr/checkpoints/base",
+            "names in base_model_name_or_path what is not there: base model /scr/checkpoints/base",
+        ),
+        (3, "base_model_name_or_path is 3; expected text"),
+        (None, "names no base model; write it in base_model_name_or_path"),
+    ],
+)
+def test_adapters_whose_base_cannot_be_read_are_named(tmp_path: Path, base: object, said: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json:? {said}"):
+        read_assets(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two"), ("first", "one", "two")])
+def test_adapters_on_one_another_in_a_circle_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    bases = [*names[1:], "one"]
+    for name, base in zip(names, bases, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        )
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path leads back to .*/one; name a whole model"):
+        read_assets(tmp_path / names[0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"r": "4"}, "r is '4'; expected a whole number"),
+        ({"r": 0}, "r is 0; expected 1 or more"),
+        ({"lora_alpha": None}, "lora_alpha is None; expected a number"),
+        ({"target_modules": 3}, "target_modules is 3; expected a list"),
+    ],
+)
+def test_a_damaged_adapter_configuration_is_named_with_its_key(
+    tmp_path: Path, weights: dict[str, Tensor], setting: dict[str, object], said: str
+) -> None:
+    base = write_hf(tmp_path / "base", weights)
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: {said}"):
+        read(write_adapters(tmp_path / "adapters", adapters(["projector.fc1"], weights), base, **setting))
+
+
+def test_adapters_of_a_base_that_peft_changed_are_refused(tmp_path: Path) -> None:
+    """PiSSA takes the largest singular vectors out of the base; before any training B A gives them back."""
+    published = nn.Sequential(nn.Linear(16, 16, bias=False))
+    weight = published.get_parameter("0.weight").detach().clone()
+    adapted = get_peft_model(published, LoraConfig(r=2, target_modules=["0"], init_lora_weights="pissa"))
+    adapted.save_pretrained(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: init_lora_weights is 'pissa'"):
+        fold_adapters({"0.weight": weight}, tmp_path, dead="none")
+
+
 def write_film(directory: Path, *, live: bool) -> dict[str, Tensor]:
     """The file of a vision backbone with FiLM as openvla-oft saves it; what our vision weights must be."""
     vision = {
@@ -213,13 +270,17 @@ def test_folded_weights_keep_the_type_that_their_module_runs_in(tmp_path: Path, 
     assert {value.dtype for key, value in found.items() if key.startswith("vision_")} == {torch.bfloat16}
 
 
-def test_half_of_an_adapter_in_the_vision_backbone_is_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("halves", "said"), [("B", "1 missing: "), ("AB", r"2 missing: .*qkv\.lora_A.*, ")])
+def test_an_adapter_missing_in_the_vision_backbone_is_an_error(
+    tmp_path: Path, weights: dict[str, Tensor], halves: str, said: str
+) -> None:
     write_film(write_hf(tmp_path, weights), live=True)
     path = tmp_path / "vision_backbone--50_checkpoint.pt"
     state = torch.load(path)
-    del state["module.vision_backbone.featurizer.blocks.1.block.attn.qkv.lora_B.default.weight"]
+    for half in halves:
+        del state[f"module.vision_backbone.featurizer.blocks.1.block.attn.qkv.lora_{half}.default.weight"]
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"1 missing: .*blocks\.1\.block\.attn\.qkv\.lora_B"):
+    with pytest.raises(CheckpointError, match=said + r".*blocks\.1\.block\.attn\.qkv\.lora_B"):
         read(tmp_path, film=True)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla.checkpoints.architecture import architecture
-from crane_x7_vla.checkpoints.layouts import CONFIG_FILE, read_json, require_fit
+from crane_x7_vla.checkpoints.files import read_json
+from crane_x7_vla.checkpoints.layouts import CONFIG_FILE, require_fit
 from crane_x7_vla.checkpoints.torch_files import read_torch, shapes_in, state_of
 from crane_x7_vla.errors import CheckpointError
 
@@ -55,7 +56,7 @@ def native_published(directory: Path) -> Mapping[str, Any]:
     path = directory / CONFIG_FILE
     settings = read_json(path).get("vla")
     name = settings.get("base_vlm") if isinstance(settings, dict) else None
-    if name is None:
+    if not isinstance(name, str):
         raise CheckpointError(f"{path} names no vla.base_vlm; expected the config.json of an OpenVLA or MiniVLA run")
     if name not in BASE_VLMS:
         raise CheckpointError(f"{path}: vla.base_vlm is {name!r}; expected one of {', '.join(BASE_VLMS)}")

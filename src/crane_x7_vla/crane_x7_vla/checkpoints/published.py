@@ -14,13 +14,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from crane_x7_vla.checkpoints import layouts
-from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, base_model_of, is_adapter_folder
+from crane_x7_vla.checkpoints.adapters import ADAPTER_CONFIG, BASE, base_model_of, is_adapter_folder
 from crane_x7_vla.checkpoints.base_model import hub_file, resolve_model
 from crane_x7_vla.checkpoints.component_files import film_backbone, find_component, read_film_backbone
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.checkpoints.layouts import FILM, Assets, is_film
 from crane_x7_vla.checkpoints.lowrank import fold_adapters
 from crane_x7_vla.checkpoints.prismatic_native import is_native, native_published, read_native, read_native_dead
-from crane_x7_vla.checkpoints.tokenizer import add_action_tokens
+from crane_x7_vla.checkpoints.tokenizer import add_action_tokens, read_tokenizer
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.prismatic import PrismaticConfig
@@ -80,11 +81,12 @@ def read_dead(directory: Path, config: PrismaticConfig) -> dict[str, Tensor]:
 def base_statistics(directory: Path) -> dict[str, int]:
     """{data set: numbers of an action} of the statistics that a base model brings along."""
     beside = directory / STATISTICS_FILE
-    table = layouts.read_json(beside) if beside.is_file() else read_assets(directory).published.get("norm_stats")
+    table = read_json(beside) if beside.is_file() else read_assets(directory).published.get("norm_stats")
     sizes: dict[str, int] = {}
     for name, entry in table.items() if isinstance(table, Mapping) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("action"), Mapping):
-            sizes[name] = len(entry["action"].get("mean", ()))
+        action = entry.get("action") if isinstance(entry, Mapping) else None
+        if isinstance(action, Mapping) and isinstance(action.get("mean"), list):
+            sizes[name] = len(action["mean"])
     return sizes
 
 
@@ -112,10 +114,25 @@ def _adapters(directory: Path) -> Path | None:
 
 
 def _base_of(adapters: Path) -> Path:
-    name = base_model_of(adapters)
+    """The directory of the base model; raises CheckpointError where its own bases lead back to the adapters."""
+    base = _named_base(adapters)
+    passed, below = {adapters.resolve()}, _adapters(base)
+    while below is not None:
+        if below.resolve() in passed:
+            raise CheckpointError(f"{adapters / ADAPTER_CONFIG}: {BASE} leads back to {below}; name a whole model")
+        passed.add(below.resolve())
+        below = _adapters(_named_base(below))
+    return base
+
+
+def _named_base(adapters: Path) -> Path:
+    path, name = adapters / ADAPTER_CONFIG, base_model_of(adapters)
     if name is None:
-        raise CheckpointError(f"{adapters / ADAPTER_CONFIG} names no base model; write it in base_model_name_or_path")
-    return resolve_model(name)
+        raise CheckpointError(f"{path} names no base model; write it in {BASE}")
+    try:
+        return resolve_model(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} names in {BASE} what is not there: {error}") from error
 
 
 def _native_tokenizer(directory: Path, published: Mapping[str, object]) -> Tokenizer:
@@ -124,7 +141,7 @@ def _native_tokenizer(directory: Path, published: Mapping[str, object]) -> Token
     name = str(published["llm_backbone_id"])
     if not path.is_file():
         path = hub_file(_TOKENIZERS.get(name, str(published["hf_llm_id"])), layouts.TOKENIZER_FILE, beside=directory)
-    tokenizer = layouts.read_tokenizer(path)
+    tokenizer = read_tokenizer(path)
     if name.endswith("-extra"):
         add_action_tokens(tokenizer)
     return tokenizer

@@ -227,9 +227,10 @@ def test_a_run_of_an_unknown_base_is_named(tmp_path: Path) -> None:
     run = write_native(tmp_path / "run", {}, "phi-2+3b")
     with pytest.raises(CheckpointError, match=r"vla\.base_vlm is 'phi-2\+3b'; expected one of prism-dinosiglip-224px"):
         read_assets(run)
-    (run / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config\.json names no vla\.base_vlm"):
-        read_assets(run)
+    for damaged in ({}, {"vla": {"base_vlm": [1]}}):
+        (run / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"config\.json names no vla\.base_vlm"):
+            read_assets(run)
 
 
 def test_runs_use_llama_with_its_own_epsilon_and_the_conversion_does_not() -> None:
@@ -244,7 +245,10 @@ def test_runs_use_llama_with_its_own_epsilon_and_the_conversion_does_not() -> No
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or cut off"),
         (lambda path: path.write_bytes(b""), "is damaged or cut off"),
+        (lambda path: path.write_text("<html>no such file</html>"), "is damaged or cut off"),
+        (lambda path: path.write_bytes(b"\x80\x02h\x05."), "is damaged or cut off"),
         (lambda path: torch.save({"model": Path("x")}, path), "holds more than tensors and plain values"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is git-lfs's pointer"),
         (lambda path: torch.save([1, 2], path), "is a list; expected a dictionary"),
         (lambda path: torch.save({"weights": {}}, path), "has no 'model'"),
         (lambda path: torch.save({"model": {"vision_backbone": {"x": 3}}}, path), "is not a dictionary of tensors"),
@@ -258,6 +262,14 @@ def test_a_file_that_is_no_checkpoint_is_named(
     spoil(path)
     with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))}.* {said}"):
         read(run)
+
+
+@pytest.mark.usefixtures("small_base_vlms")
+def test_a_checkpoint_of_the_format_before_zip_files_is_read(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    run = write_native(tmp_path / "run", native_parts(weights))
+    (path,) = (run / "checkpoints").glob("*.pt")
+    torch.save({"model": native_parts(weights)}, path, _use_new_zipfile_serialization=False)
+    assert all(torch.equal(value, weights[key]) for key, value in read(run).items())
 
 
 @pytest.mark.usefixtures("small_base_vlms")
@@ -276,7 +288,9 @@ def test_statistics_beside_the_model_come_before_those_in_its_config(
     assert base_statistics(tmp_path) == {}
     (tmp_path / "config.json").write_text(json.dumps({**published_config(), "norm_stats": statistics_of("bridge", 7)}))
     assert base_statistics(tmp_path) == {"bridge": 7}
-    (tmp_path / "dataset_statistics.json").write_text(json.dumps(statistics_of("libero", 6)))
+    (tmp_path / "dataset_statistics.json").write_text(
+        json.dumps({**statistics_of("libero", 6), "x": {"action": {"mean": 3}}})
+    )
     assert base_statistics(tmp_path) == {"libero": 6}
 
 

@@ -1,17 +1,28 @@
-"""A tokenizer for models too small for a published one, and the tokens that MiniVLA adds to its own."""
+"""Tokenizers: reading them, one for models too small for a published one, and the tokens that MiniVLA adds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from crane_x7_vla.checkpoints.files import read_json
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.transforms.prompt import SMALL_TOKENIZER_SPECIALS
 
 _CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _ANSWER_END = ("<|im_end|>", "<|endoftext|>")
 _ACTION_TOKENS = tuple(f"<|extra_{index}|>" for index in range(256))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json; raises CheckpointError naming the file."""
+    read_json(path)  # what the Rust side raises of a file that is no JSON says neither which it was nor what to do
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other class
+        raise CheckpointError(f"{path} is not a tokenizer ({error}); copy the model again") from error
 
 
 def small_tokenizer(texts: Iterable[str] = (), *, vocab_size: int = 320) -> Tokenizer:

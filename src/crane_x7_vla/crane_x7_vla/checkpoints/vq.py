@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crane_x7_vla.checkpoints.files import list_of, read_json, value_of
 from crane_x7_vla.checkpoints.layouts import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    read_json,
     read_tensors,
     require_fit,
     save_tensors,
@@ -31,8 +31,6 @@ from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics, to_
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.models.vq import ActionVQ, VQShape
 
-FOLDER = "vq"
-"""Folder of the VQ in a checkpoint or a model directory."""
 _NAMES = {
     "action_horizon": "input_dim_h",
     "action_dim": "input_dim_w",
@@ -87,7 +85,17 @@ def load_vq(directory: Path) -> TrainedVQ:
     with torch.device("meta"):
         vq = ActionVQ(shape)
     vq.load_state_dict(_weights(directory, shapes_of(vq)), strict=True, assign=True)
-    return TrainedVQ(vq.requires_grad_(False).eval(), units, load_statistics(directory / STATISTICS_FILE))
+    return TrainedVQ(vq.requires_grad_(False).eval(), units, _statistics(directory))
+
+
+def _statistics(directory: Path) -> DatasetStatistics:
+    path = directory / STATISTICS_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} lacks {path.name}, which its chunks were scaled with; copy the VQ again, or train one with: "
+            f"{_TRAIN}"
+        )
+    return load_statistics(path)
 
 
 def _weights(directory: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -106,21 +114,24 @@ def _weights(directory: Path, expected: dict[str, tuple[int, ...]]) -> dict[str,
 
 
 def _shape(config: dict[str, Any], directory: Path) -> VQShape:
-    values: dict[str, Any] = {name: config.get(published) for name, published in _NAMES.items()}
-    wrong = [_NAMES[name] for name, value in values.items() if not isinstance(value, int) or value < 1]
-    if wrong:
-        raise CheckpointError(f"{directory / CONFIG_FILE} lacks {', '.join(wrong)}; expected the config.json of a VQ")
+    path = directory / CONFIG_FILE
     if config.get("act_scale", 1.0) != 1:
-        raise CheckpointError(f"{directory / CONFIG_FILE}: act_scale is {config['act_scale']}; only 1 is read")
-    return VQShape(**values)
+        raise CheckpointError(f"{path}: act_scale is {config['act_scale']}; only 1 is read")
+    return VQShape(**{name: value_of(config, published, int, 1, source=path) for name, published in _NAMES.items()})
 
 
 def _units(config: dict[str, Any], directory: Path) -> VQUnits:
+    path = directory / CONFIG_FILE
     missing = [name for name in VQUnits.__slots__ if name not in config]
     if missing:
         raise CheckpointError(
-            f"{directory / CONFIG_FILE} lacks {', '.join(missing)}: a published VQ does not say what its "
+            f"{path} lacks {', '.join(missing)}: a published VQ does not say what its "
             f"{config['input_dim_w']} numbers stand for; train one on this robot's actions with: {_TRAIN}"
         )
-    values = {name: config[name] for name in VQUnits.__slots__}
-    return VQUnits(**{**values, "joint_names": tuple(values["joint_names"])})
+    return VQUnits(
+        joint_names=list_of(config, "joint_names", str, source=path),
+        action_form=value_of(config, "action_form", str, source=path),
+        action_source=value_of(config, "action_source", str, source=path),
+        normalization=value_of(config, "normalization", str, source=path),
+        span_floor=value_of(config, "span_floor", float, 0, source=path),
+    )

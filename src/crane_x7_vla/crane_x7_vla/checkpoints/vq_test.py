@@ -65,9 +65,6 @@ def test_what_does_not_fit_is_one_line(directory: Path) -> None:
     config.write_text(json.dumps({**written, "vqvae_groups": 4}))
     with pytest.raises(CheckpointError, match=r"1 missing: vq_embedding\.layers\.3\._codebook\.embed$"):
         load_vq(directory)
-    config.write_text(json.dumps({**written, "n_latent_dims": "16"}))
-    with pytest.raises(CheckpointError, match="lacks n_latent_dims"):
-        load_vq(directory)
     config.write_text(json.dumps(written))
     weights = directory / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
@@ -75,6 +72,31 @@ def test_what_does_not_fit_is_one_line(directory: Path) -> None:
         load_vq(directory)
     with pytest.raises(CheckpointError, match="train one with: python -m crane_x7_vla"):
         load_vq(directory / "none")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"n_latent_dims": "16"}, "n_latent_dims is '16'; expected a whole number"),
+        ({"input_dim_h": True}, "input_dim_h is True; expected a whole number"),
+        ({"vqvae_groups": 0}, "vqvae_groups is 0; expected 1 or more"),
+        ({"joint_names": 3}, "joint_names is 3; expected a list"),
+        ({"joint_names": ["a", 1]}, r"joint_names\[1\] is 1; expected text"),
+        ({"action_form": 1}, "action_form is 1; expected text"),
+        ({"span_floor": None}, "span_floor is None; expected a number"),
+    ],
+)
+def test_a_damaged_config_is_named_with_its_key(directory: Path, setting: dict[str, object], said: str) -> None:
+    config = directory / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | setting))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {said}"):
+        load_vq(directory)
+
+
+def test_a_vq_without_its_statistics_is_copied_again_and_not_given_others(directory: Path) -> None:
+    (directory / "dataset_statistics.json").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks dataset_statistics\.json, .*; copy the VQ again, or train one"):
+        load_vq(directory)
 
 
 def test_a_published_vq_does_not_say_what_its_numbers_stand_for(directory: Path) -> None:

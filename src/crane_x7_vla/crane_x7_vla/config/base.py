@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from crane_x7_vla.errors import ConfigError
@@ -269,10 +270,22 @@ class VLAConfig:
             "a folder name",
         )
 
+    def in_checkpoint(self, directory: Path) -> VLAConfig:
+        """These settings for the model in ``directory``: what it brings along is to be read from there.
+
+        Raises CheckpointError where that is missing.
+        """
+        del directory
+        return self
+
     @property
     def cameras(self) -> tuple[CameraConfig, ...]:
         """Those that the model is fed with, in its order; all enabled ones unless a backend's config says less."""
         return self.data.enabled_cameras
+
+    def camera_flags(self, names: Sequence[str]) -> str:
+        """What to type to train on the cameras ``names`` alone; backend configs add what else depends on them."""
+        return f"--cameras {','.join(names)}"
 
     @property
     def history(self) -> int:

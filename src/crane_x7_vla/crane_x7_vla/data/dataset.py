@@ -6,7 +6,7 @@ Nothing here shuffles images: ``StepSampler`` draws numbers, and only the steps 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,10 +65,12 @@ def load_episodes(
     control_hz: float,
     instruction: str | None = None,
     cache_bytes: float = 0,
+    camera_flags: Callable[[Sequence[str]], str] | None = None,
 ) -> list[LoadedEpisode]:
     """Read the numbers of every episode, and keep JPEGs of ``cameras`` up to ``cache_bytes`` in total.
 
-    instruction: replaces the recorded ones. Raises DataError naming the file where an episode is damaged, is of another
+    instruction: replaces the recorded ones. camera_flags: what to type for some cameras alone, None where a model needs
+    all ``cameras``. Raises DataError naming the file where an episode is damaged, is of another
     robot, lacks a camera, or was recorded at another rate than ``control_hz``.
     """
     left = cache_bytes
@@ -76,7 +78,8 @@ def load_episodes(
     without_rate: list[Path] = []
     for path in paths:
         file = EpisodeFile(path)
-        _check_metadata(file, robot, cameras, control_hz)
+        _check_cameras(file, cameras, camera_flags)
+        _check_metadata(file, robot, control_hz)
         if file.hz is None and not file.has_stamps:
             without_rate.append(path)
         rows: list[tuple[np.ndarray, np.ndarray, np.ndarray | None, float]] = []
@@ -223,6 +226,11 @@ class EpisodeDataset(Dataset[TrainingSample]):
         """(state, action) of each episode, float32 [N, S] rad, actions of the chosen source."""
         return ((episode.state, self._targets(episode)) for episode in self._episodes)
 
+    @property
+    def longest(self) -> int:
+        """Steps of the longest episode, 0 without any."""
+        return max(map(len, self._episodes), default=0)
+
     def _locate(self, index: int) -> tuple[LoadedEpisode, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
@@ -271,14 +279,19 @@ def _check_stamps(path: Path, stamp: np.ndarray, control_hz: float) -> None:
         )
 
 
-def _check_metadata(file: EpisodeFile, robot: RobotSpec, cameras: Sequence[str], control_hz: float) -> None:
-    path, metadata = file.path, file.metadata
+def _check_cameras(file: EpisodeFile, cameras: Sequence[str], flags: Callable[[Sequence[str]], str] | None) -> None:
     missing = [camera for camera in cameras if camera not in file.cameras]
     if missing:
+        todo = f"Use episodes with all that the model sees: {', '.join(cameras)}"
+        if flags is not None and file.cameras:
+            todo = f"Choose among them, for instance: {flags(file.cameras)}"
         raise DataError(
-            f"{path} has no camera '{missing[0]}'; it has: {', '.join(file.cameras) or 'none'}. "
-            f"Choose among them, for instance: --cameras {','.join(file.cameras) or 'primary'}"
+            f"{file.path} has no camera '{missing[0]}'; it has: {', '.join(file.cameras) or 'none'}. {todo}"
         )
+
+
+def _check_metadata(file: EpisodeFile, robot: RobotSpec, control_hz: float) -> None:
+    path, metadata = file.path, file.metadata
     if metadata is None:
         return
     if metadata.robot != robot.name:

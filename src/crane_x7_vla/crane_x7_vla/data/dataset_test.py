@@ -116,7 +116,11 @@ def test_data_that_do_not_belong_together_are_refused_in_one_line(tmp_path: Path
     for name, settings, message in [
         ("robot", {"robot": "leader"}, "is of robot 'leader', expected 'crane_x7'"),
         ("hz", {"hz": 30.0}, "was recorded at 30 Hz, data.control_hz is 10"),
-        ("camera", {"cameras": ("primary",)}, "has no camera 'wrist'; it has: primary. Choose among them"),
+        (
+            "camera",
+            {"cameras": ("primary",)},
+            "has no camera 'wrist'; it has: primary. Use episodes with all",
+        ),
     ]:
         root = record_episodes(tmp_path / name, 1)
         record_episodes(root, 1, **settings)

@@ -63,33 +63,70 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections of one layer; keys and values may have fewer heads than queries. flash: see ``attend``."""
+    """Projections of one layer; keys and values may have fewer heads than queries. flash: see ``attend``.
+
+    qkv_proj: all three in one, see ``fuse``.
+    """
+
+    qkv_proj: nn.Linear | None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         width, key_width = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.head_dim = config.head_dim
+        self.key_heads = config.num_key_value_heads
         self.flash = True
         self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, width, bias=False)
+        self.register_module("qkv_proj", None)
 
-    def heads(self, x: Float[Tensor, "b n _"]) -> Float[Tensor, "b h n d"]:
+    def project(self, x: Float[Tensor, "b n d"], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, [b, heads, n, head_dim]."""
+        if self.qkv_proj is None:
+            query, key, value = (self._heads(layer(x)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+            return rotate(query, rotary), rotate(key, rotary), value
+        heads = self._heads(self.qkv_proj(x))
+        rotated = rotate(heads[:, : -self.key_heads], rotary)
+        return rotated[:, : -self.key_heads], rotated[:, -self.key_heads :], heads[:, -self.key_heads :]
+
+    def fuse(self) -> None:
+        """Join the three projections, unless they have adapters: fewer and larger steps, for a model to be run only."""
+        layers = (self.q_proj, self.k_proj, self.v_proj) if self.qkv_proj is None else ()
+        if layers and all(type(layer) is nn.Linear for layer in layers):
+            self.qkv_proj = _joined(layers)
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def _heads(self, x: Float[Tensor, "b n _"]) -> Float[Tensor, "b h n d"]:
         return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
 
 class GatedMLP(nn.Module):
-    """SiLU-gated feed-forward layer."""
+    """SiLU-gated feed-forward layer. gate_up_proj: both in one, see ``fuse``."""
+
+    gate_up_proj: nn.Linear | None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.register_module("gate_up_proj", None)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+    def fuse(self) -> None:
+        """Join the first two layers, as in ``SelfAttention.fuse``."""
+        layers = (self.gate_proj, self.up_proj) if self.gate_up_proj is None else ()
+        if layers and all(type(layer) is nn.Linear for layer in layers):
+            self.gate_up_proj = _joined(layers)
+            del self.gate_proj, self.up_proj
 
 
 class LayerCache:
@@ -131,11 +168,7 @@ class DecoderLayer(nn.Module):
 
     def project(self, x: Float[Tensor, "b n d"], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both rotated) and values, [b, heads, n, head_dim]."""
-        attention, y = self.self_attn, self.input_layernorm(x)
-        query, key, value = (
-            attention.heads(projection(y)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        return rotate(query, rotary), rotate(key, rotary), value
+        return self.self_attn.project(self.input_layernorm(x), rotary)
 
     def finish(self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
         """Output projection, residuals and MLP."""
@@ -185,11 +218,17 @@ class Decoder(nn.Module):
         rotary = rotary_table(positions, self.config, embeddings.dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(layer, x, rotary, mask, causal, use_reentrant=False)
             else:
                 x = layer(x, rotary, mask, causal, None if cache is None else cache[index])
         return self.norm(x)
+
+    def fuse(self) -> None:
+        """Join the projections that read the same input. Weights get other names, so do not save or train it then."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention | GatedMLP):
+                module.fuse()
 
     def new_cache(self, capacity: int) -> list[LayerCache]:
         """Empty cache, one part per layer, for calls that continue one another: later tokens see those before."""
@@ -214,16 +253,27 @@ class CausalLM(nn.Module):
         return self.lm_head(states)[..., start:stop]  # an adapter: its part is not in ``weight``
 
 
+def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer that gives what all of them give, side by side."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    with torch.device("meta"):
+        joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=bool(biases))
+    joined.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
+    if biases:
+        joined.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
+    return joined
+
+
 def rotary_table(positions: Int[Tensor, "b n"], config: DecoderConfig, dtype: torch.dtype) -> Rotary:
-    """Cosines and sines [b, 1, n, head_dim], computed in float32 (RoPE, half-split as in Hugging Face's models)."""
+    """Cosines and signed sines [b, 1, n, head_dim], computed in float32 (RoPE, half-split as in Hugging Face's models):
+    the first half of a head is turned by the second with the sign of minus."""
     exponents = torch.arange(0, config.head_dim, 2, device=positions.device).float() / config.head_dim
     angles = positions[..., None].float() * config.rope_theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([cosine, cosine], dim=-1).to(dtype), torch.cat([-sine, sine], dim=-1).to(dtype)
 
 
 def rotate(x: Float[Tensor, "b h n d"], rotary: Rotary) -> Float[Tensor, "b h n d"]:
     """Turn each pair (i, i + d/2) by its angle."""
     cosine, sine = rotary
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)

@@ -44,9 +44,16 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_causal_logits_equal_those_of_transformers(kind: str) -> None:
+def test_causal_logits_equal_those_of_transformers(kind: str, fused: bool) -> None:
     ours, oracle = models(kind)
+    if fused:
+        ours.model.fuse()
+        ours.model.fuse()  # once more changes nothing
+        assert not any(
+            "q_proj" in name or "up_proj.weight" in name.replace("gate_up", "") for name in ours.state_dict()
+        )
     ids = torch.randint(50, (2, 11))
     with torch.inference_mode():
         logits = ours.logits(ours.model(ours.model.embed_tokens(ids), causal=True))
@@ -112,6 +119,20 @@ def test_scores_of_some_tokens_are_those_of_all(kind: str) -> None:
     ours, _ = models(kind)
     states = torch.randn(1, 3, 32)
     torch.testing.assert_close(ours.logits(states, range(20, 36)), ours.logits(states)[..., 20:36])
+
+
+def test_projections_with_adapters_are_not_joined() -> None:
+    ours, _ = models("qwen2")
+    inject_adapter_in_model(LoraConfig(target_modules=["v_proj"], init_lora_weights=False), ours)
+    ids = torch.randint(50, (1, 5))
+    with torch.inference_mode():
+        before = ours.model(ours.model.embed_tokens(ids), causal=True)
+        ours.model.fuse()
+        after = ours.model(ours.model.embed_tokens(ids), causal=True)
+    assert difference(after, before) < 1e-5
+    names = set(ours.state_dict())
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert "model.layers.0.mlp.gate_up_proj.weight" in names
 
 
 def test_scores_of_some_tokens_count_an_adapter_on_the_output_matrix() -> None:

@@ -55,13 +55,23 @@ def read_anew(model: CausalLM, ids: Tensor, rows: range | None) -> Tensor:
     return ids[:, prompt:]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("rows", [None, ROWS])
-def test_the_cache_changes_no_token(model: CausalLM, rows: range | None) -> None:
+def test_the_cache_changes_no_token(model: CausalLM, rows: range | None, fused: bool) -> None:
+    if fused:
+        model.model.fuse()
     ids = torch.randint(50, (4, 7))
     tokens = greedy_tokens(model, model.model.embed_tokens(ids), count=COUNT, rows=rows)
     assert torch.equal(tokens, read_anew(model, ids, rows))
     assert len(set(tokens.flatten().tolist())) > 2  # not one token over and over
     assert rows is None or all(token in rows for token in tokens.flatten().tolist())
+
+
+def test_gradient_checkpointing_changes_no_token_in_training_either(model: CausalLM) -> None:
+    embeddings = model.model.embed_tokens(torch.randint(50, (4, 7)))
+    expected = greedy_tokens(model, embeddings, count=COUNT)
+    model.model.gradient_checkpointing = True
+    assert torch.equal(greedy_tokens(model.train(), embeddings, count=COUNT), expected)
 
 
 def test_a_padded_row_gives_the_tokens_it_gives_alone(model: CausalLM) -> None:

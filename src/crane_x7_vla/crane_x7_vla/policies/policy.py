@@ -16,7 +16,7 @@ from crane_x7_vla.backends.device import chosen_device, torch_device
 from crane_x7_vla.backends.restoring import restore_backend
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.errors import USER_ERRORS, CheckpointError
-from crane_x7_vla.models.precision import autocast_type, keep_as_computed
+from crane_x7_vla.models.precision import autocast_type
 from crane_x7_vla.policies.graph import StaticFunction
 from crane_x7_vla.robot import RobotSpec, robot_spec
 from crane_x7_vla.types import ActionChunk, Observation
@@ -63,7 +63,8 @@ class Policy(Protocol):
 
 
 class LocalPolicy:
-    """A backend and its model on a device of this machine; on a CPU in float32, four bytes for each weight.
+    """A backend and its model on a device of this machine: on a GPU in the half precision it was trained in, on a CPU
+    in float32, four bytes for each weight. ``model`` is consumed.
 
     graph: everything from the cameras' images to the model's answer runs on the device, on a GPU as one CUDA graph for
     each number of observations and tokens; the first call with a new one takes seconds. For backends whose prediction
@@ -83,14 +84,10 @@ class LocalPolicy:
         config: VLAConfig = backend.config
         self._device = torch_device(device)
         self._backend = backend
-        # On a CPU float32 is as fast as anything; on a GPU the model runs at the precision it was trained at.
+        # On a CPU float32 is as fast as anything. Half precision throughout is what the published code runs, too.
         precision = config.training.mixed_precision if self._device.type == "cuda" else "no"
-        self._autocast = autocast_type(precision)
-        if self._autocast is None:
-            model = model.float()
-        else:
-            keep_as_computed(model, self._autocast, trained=True)
-        self._model = model.to(self._device).eval()
+        dtype = autocast_type(precision) or torch.float32
+        self._model = backend.for_inference(model.to(dtype)).to(self._device).eval()
         self._prompt_multiple = prompt_multiple
         capture = self._device.type == "cuda"
         self._static = StaticFunction(self._predict_raw, device=self._device, capture=capture) if graph else None
@@ -114,6 +111,8 @@ class LocalPolicy:
         rng: torch.Generator | None = None,
     ) -> list[ActionChunk]:
         """See ``Policy.infer``."""
+        if not observations:
+            return []
         processor = self._backend.processor
         if self._static is None:
             batch = processor.collate([processor.encode(observation) for observation in observations])
@@ -132,10 +131,7 @@ class LocalPolicy:
     def _predict(
         self, batch: Batch, *, running: Sequence[Any] | None = None, rng: torch.Generator | None = None
     ) -> Tensor:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
-        ):
+        with torch.inference_mode():
             return self._backend.predict(self._model, batch, running=running, rng=rng)
 
     @torch.inference_mode()

@@ -69,6 +69,10 @@ def test_a_batch_gives_each_observation_its_own_chunk(tiny_checkpoint: Path, mak
         np.testing.assert_allclose(chunk.actions, policy.infer([observation])[0].actions, atol=1e-5)
 
 
+def test_nothing_to_answer_gives_no_chunk(tiny_checkpoint: Path) -> None:
+    assert load_policy(tiny_checkpoint).infer([]) == []
+
+
 def test_nan_from_the_model_is_an_error_that_names_the_joints(
     tiny_checkpoint: Path, make_observation: MakeObservation
 ) -> None:

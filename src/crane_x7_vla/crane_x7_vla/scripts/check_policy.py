@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,30 +232,34 @@ def _plot(path: Path, policy: Policy, frames: Frames, instruction: str | None, r
 def _measure(model: Path, frames: Frames, device: str) -> Callable[[Deployment], float]:
     """The error of the model in a directory when it is run in another way, rad."""
     network = restore_backend(model)[1]
+    shapes = shapes_of(network)  # a policy gives its model other ones
 
     def measure(deployment: Deployment) -> float:
-        policy = LocalPolicy(*_as_deployed(model, network, deployment), device=device)
+        policy = LocalPolicy(*_as_deployed(model, network, shapes, deployment), device=device)
         return _error(policy, frames.samples, deployment.instruction)
 
     return measure
 
 
-def _as_deployed(directory: Path, network: nn.Module, deployment: Deployment) -> tuple[Backend, nn.Module]:
-    """The backend of another deployment of the model ``network``, which is that of ``directory``."""
+def _as_deployed(
+    directory: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], deployment: Deployment
+) -> tuple[Backend, nn.Module]:
+    """The backend of another deployment of the model ``network``, which is that of ``directory`` with the ``shapes``
+    of its weights. Another model is read where its parts are others: a joint state or FiLM may be switched on or off.
+    """
     has_adapters = (directory / ADAPTERS).is_dir()
     backend: Any = backend_class(deployment.config.backend)(
-        deployment.config,
+        deployment.config.in_checkpoint(directory),
         robot=robot_spec(deployment.config.robot),
         statistics=deployment.statistics,
         directory=None if has_adapters else directory,
     )
-    return backend, backend.restore(directory) if has_adapters or not _fits(network, backend) else network
+    return backend, network if not has_adapters and _shapes(backend) == shapes else backend.restore(directory)
 
 
-def _fits(network: nn.Module, backend: PrismaticBackend[Any, Any]) -> bool:
-    """Whether the backend's model has the same parts: a joint state or FiLM may be switched on or off."""
+def _shapes(backend: PrismaticBackend[Any, Any]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return shapes_of(network) == shapes_of(backend.new_model())
+        return shapes_of(backend.new_model())
 
 
 def _verdict(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
-from crane_x7_vla.backends.minivla.config import MiniVLAConfig
+from crane_x7_vla.backends.minivla.config import VQ_FOLDER, MiniVLAConfig
+from crane_x7_vla.backends.minivla.vq import is_same
 from crane_x7_vla.backends.openvla.backend import MERGED
 from crane_x7_vla.backends.restoring import check_directory
 from crane_x7_vla.checkpoints.adapters import MERGE_INFO
-from crane_x7_vla.checkpoints.vq import FOLDER, TrainedVQ, load_vq
+from crane_x7_vla.checkpoints.vq import load_vq
 from crane_x7_vla.config.yaml import CONFIG_NAME, load_config
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
-from crane_x7_vla.data.statistics import load_statistics, to_json
+from crane_x7_vla.data.statistics import load_statistics
 from crane_x7_vla.errors import CheckpointError
 from crane_x7_vla.policies.diagnosis import Deployment
 from crane_x7_vla.training.record import FILE_NAME as RECORD_FILE
@@ -74,8 +73,8 @@ def refuse_difference(model: Path, deployed: Deployment, checkpoint: Path, train
                 "with which it was trained; use the same"
             )
     if isinstance(ours, MiniVLAConfig) and ours.minivla.vq.enabled:
-        present, expected = model / FOLDER, checkpoint / FOLDER
-        if not _is_same(load_vq(present), load_vq(expected)):
+        present, expected = model / VQ_FOLDER, checkpoint / VQ_FOLDER
+        if not is_same(load_vq(present), load_vq(expected)):
             raise CheckpointError(
                 f"Likely cause: vq: {present} is another than the VQ of its training, so codes mean other actions; "
                 f"replace it by {expected}"
@@ -86,12 +85,3 @@ def _around(model: Path) -> Path | None:
     """The checkpoint-N whose whole model, see ``skip_merge_on_save``, this is."""
     whole = model.resolve()
     return whole.parent if whole.name == MERGED and (whole.parent / RECORD_FILE).is_file() else None
-
-
-def _is_same(one: TrainedVQ, other: TrainedVQ) -> bool:
-    ours, theirs = one.vq.state_dict(), other.vq.state_dict()
-    return (
-        (one.vq.shape, one.units, to_json(one.statistics)) == (other.vq.shape, other.units, to_json(other.statistics))
-        and ours.keys() == theirs.keys()
-        and all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    )

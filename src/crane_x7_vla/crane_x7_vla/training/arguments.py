@@ -360,6 +360,8 @@ def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Lay
     if not file.is_file():
         raise CheckpointError(f"no {CONFIG_NAME} in {checkpoint}; expected a checkpoint-N directory of a training run")
     values = flatten(read_yaml(file), config_type, source=str(file))
+    located = build(config_type, values).in_checkpoint(checkpoint)
+    values |= {path: value_at(located, path) for path in values}
     values |= {"output_dir": str(checkpoint.parent.parent), "experiment_name": checkpoint.parent.name}
     values.pop("training.resume_from_checkpoint", None)
     return Layer(values=values, origins=dict.fromkeys(values, str(file)))

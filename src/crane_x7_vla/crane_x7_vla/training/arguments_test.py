@@ -119,10 +119,22 @@ def test_spellings_of_a_flag(argv: list[str]) -> None:
         ["--no-proprio.enabled"],
         ["--openvla_oft.proprio.enabled=0"],
         ["--no-openvla-oft.proprio.enabled"],
+        ["--no-proprio"],
+        ["--proprio=false"],
+        ["--no-openvla_oft.proprio"],
     ],
 )
 def test_spellings_of_a_switch(argv: list[str]) -> None:
     assert parse_train(*argv, "openvla-oft").config.openvla_oft.proprio.enabled is False  # pyright: ignore
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_a_block_is_switched_by_its_own_name(backend: str) -> None:
+    command = parse_train("--no-image-aug", backend)
+    path = f"{command.config.block}.image_aug.enabled"
+    assert value_at(command.config, path) is False
+    assert command.origins[path] == "--image-aug-enabled"
+    assert value_at(parse_train("--no-image-aug-enabled", "--image-aug", backend).config, path) is True
 
 
 @pytest.mark.parametrize(
@@ -366,8 +378,8 @@ def test_a_base_model_on_this_machine_is_kept_by_its_whole_path(
     written = parse_command(["config", "openvla-oft", "--model-id", "models/tiny"], environ={})
     assert isinstance(written, ConfigCommand)
     assert value_at(written.config, "openvla_oft.model_id") == "models/tiny"
-    with pytest.raises(CheckpointError, match="base model models/tinny is not a directory"):
-        parse_train("openvla-oft", "--model-id", "models/tinny")
+    with pytest.raises(CheckpointError, match=r"base model \./models/tinny is not a directory"):
+        parse_train("openvla-oft", "--model-id", "./models/tinny")
 
 
 def test_a_checkpoint_whose_config_somebody_shortened_is_resumed_from(checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from crane_x7_vla.command import INTERRUPTED, run_command
-from crane_x7_vla.config.yaml import dump_config
+from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config
 from crane_x7_vla.robot import robot_spec
 from crane_x7_vla.training.arguments import (
     PROGRAM,
@@ -67,7 +67,8 @@ def _train_vq(command: VQCommand) -> int:
     _log_to_stderr()
     results = train_vq(command.config)
     print(vq_report(results, robot_spec(command.config.robot)))
-    print(f"wrote {results.directory}; train with it: {PROGRAM} train minivla --vq-path {results.directory}")
+    vq = results.directory
+    print(f"wrote {vq}; train with it: {PROGRAM} train --config {vq / CONFIG_NAME} --vq-path {vq}")
     return 0
 
 

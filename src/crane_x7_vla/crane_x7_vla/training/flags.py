@@ -2,8 +2,9 @@
 """A flag for every setting of a config, made from the config's own dataclasses.
 
 A setting's flag is its path without the section: ``training.batch_size`` is ``--batch-size``,
-``openvla_oft.proprio.enabled`` is ``--proprio-enabled`` and ``--no-proprio-enabled``. Underscores (``--batch_size=8``,
-as W&B sweeps write them), full paths (``--training.batch-size``) and ``--proprio-enabled=false`` are understood too.
+``openvla_oft.proprio.enabled`` is ``--proprio-enabled`` and ``--no-proprio-enabled``, also ``--proprio`` and
+``--no-proprio``. Underscores (``--batch_size=8``, as W&B sweeps write them), full paths (``--training.batch-size``) and
+``--proprio=false`` are understood too.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def add_settings(
 
 
 def normalize(argv: Sequence[str], table: Mapping[str, Setting]) -> list[str]:
-    """Flags with underscores, full paths or ``=true`` in the spelling that the parser knows."""
-    paths = _dotted(table)
+    """Flags with underscores, full paths, a block's name or ``=true`` in the spelling that the parser knows."""
+    paths = _spellings(table)
     boolean = {flag for flag, setting in table.items() if setting.type is bool}
     result: list[str] = []
     for token in argv:
@@ -73,9 +74,9 @@ def normalize(argv: Sequence[str], table: Mapping[str, Setting]) -> list[str]:
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
             negated = flag.startswith("--no-")
-            if "." in flag:
-                flag = paths.get("--" + flag[5:] if negated else flag, flag)
-                flag = "--no-" + flag[2:] if negated and flag in table else flag
+            positive = "--" + flag[5:] if negated else flag
+            if positive in paths:
+                flag = "--no-" + paths[positive][2:] if negated else paths[positive]
             if flag in boolean and equals:
                 answers = {"true": flag, "1": flag, "false": "--no-" + flag[2:], "0": "--no-" + flag[2:]}
                 if value.lower() not in answers:
@@ -113,15 +114,19 @@ def switches(config_type: type[VLAConfig]) -> set[str]:
     """Every spelling of the flags that take no value, with dashes."""
     table = flag_table(config_type)
     boolean = {flag for flag, setting in table.items() if setting.type is bool}
-    boolean |= {written for written, flag in _dotted(table).items() if flag in boolean}
+    boolean |= {written for written, flag in _spellings(table).items() if flag in boolean}
     return boolean | {"--no-" + flag[2:] for flag in boolean}
 
 
-def _dotted(table: Mapping[str, Setting]) -> dict[str, str]:
-    """{'--openvla-oft.proprio.enabled': '--proprio-enabled', '--proprio.enabled': the same, …}."""
-    whole = {"--" + setting.path.replace("_", "-"): flag for flag, setting in table.items()}
-    within = {"--" + setting.path.partition(".")[2].replace("_", "-"): flag for flag, setting in table.items()}
-    return {**within, **whole}
+def _spellings(table: Mapping[str, Setting]) -> dict[str, str]:
+    """{'--openvla-oft.proprio.enabled': '--proprio-enabled', '--proprio.enabled', '--proprio': the same, …}."""
+    spellings: dict[str, str] = {}
+    for flag, setting in table.items():
+        for path in (setting.path, setting.path.removesuffix(".enabled")):
+            for written in (path.partition(".")[2], path):
+                if "." in path:
+                    spellings["--" + written.replace("_", "-")] = flag
+    return spellings
 
 
 def _flag(path: str, config_type: type[VLAConfig]) -> str:
@@ -131,7 +136,10 @@ def _flag(path: str, config_type: type[VLAConfig]) -> str:
 
 
 def _other_flags(setting: Setting, config_type: type[VLAConfig]) -> list[str]:
-    return [_flag(old, config_type) for old, path in OTHER_SPELLINGS.items() if path == setting.path]
+    others = [old for old, path in OTHER_SPELLINGS.items() if path == setting.path]
+    if setting.path.endswith(".enabled"):
+        others.append(setting.path.removesuffix(".enabled"))  # as YAML reads ``film: false``
+    return [_flag(path, config_type) for path in others]
 
 
 def _default_text(setting: Setting) -> str:

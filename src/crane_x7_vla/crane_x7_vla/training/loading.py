@@ -86,6 +86,7 @@ def prepare_data(config: VLAConfig, *, images: bool = True) -> TrainingData:
         control_hz=data.control_hz,
         instruction=data.instruction,
         cache_bytes=cache,
+        camera_flags=config.camera_flags,
     )
     source = choose_action_source(episodes, data.action_source)
     logger.info("actions are the %s", "commanded joint targets" if source == "commanded" else "next measured states")
@@ -104,6 +105,11 @@ def prepare_data(config: VLAConfig, *, images: bool = True) -> TrainingData:
         "%d episodes under %s: %d for training (%d steps), %d held out (%d steps)",
         len(paths), root, len(train_paths), len(train), len(val_paths), len(val),
     )  # fmt: skip
+    if images and config.history >= train.longest:
+        logger.warning(
+            "the model sees %d frames before the newest, but the longest training episode has %d steps; choose a "
+            "shorter history", config.history, train.longest,
+        )  # fmt: skip
     fingerprint = fingerprint_episodes(train_paths, root)
     return TrainingData(
         config=config,

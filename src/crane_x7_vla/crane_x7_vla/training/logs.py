@@ -44,6 +44,12 @@ def terminal() -> Console:
     return Console(stderr=True)
 
 
+def as_minutes(seconds: float) -> str:
+    """Such as 1:10."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
 class MetricLog:
     """Writes the metrics of one run. first_step: lines of later steps, left by an interrupted run, are dropped."""
 
@@ -129,8 +135,7 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._task, description=said)
         elif self._visible:
-            minutes, seconds = divmod(round(seconds_left), 60)
-            logger.info("step %d/%d  %s  %d:%02d left", step, self._total, said, minutes, seconds)
+            logger.info("step %d/%d  %s  %s left", step, self._total, said, as_minutes(seconds_left))
 
     def close(self) -> None:
         """Leave the terminal as it was."""

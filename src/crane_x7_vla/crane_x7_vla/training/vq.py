@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla.backends.action_units import ActionUnits
-from crane_x7_vla.backends.minivla.config import MiniVLAConfig
+from crane_x7_vla.backends.minivla.config import VQ_FOLDER, MiniVLAConfig
 from crane_x7_vla.backends.minivla.vq import vq_shape, vq_units
 from crane_x7_vla.backends.prismatic_processor import action_units
 from crane_x7_vla.checkpoints.store import sync_tree
-from crane_x7_vla.checkpoints.vq import FOLDER, TrainedVQ, save_vq
+from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.config.yaml import CONFIG_NAME, dump_config
 from crane_x7_vla.data.dataset import EpisodeDataset
 from crane_x7_vla.errors import ConfigError
@@ -23,6 +24,7 @@ from crane_x7_vla.models.vq import ActionVQ
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.training.folder import folder_of
 from crane_x7_vla.training.loading import TrainingData, prepare_data
+from crane_x7_vla.training.logs import as_minutes
 from crane_x7_vla.training.preflight import check_folder
 from crane_x7_vla.training.record import describe_run, write_run
 from crane_x7_vla.training.vq_fit import FitSettings, fit
@@ -35,11 +37,12 @@ _PART = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VQResults:
-    """directory: what --vq-path is to name. by_joint: float64 [A] rad, mean absolute error of reconstructed chunks, of
-    the held-out episodes where there are any, else of the training ones. largest: the largest error of one number, rad.
-    used: how many codes of each group stand for some chunk."""
+    """directory: what --vq-path is to name. held_out: whether the errors are of chunks of held-out episodes; without
+    any they are of the training ones. by_joint: float64 [A] rad, mean absolute error of reconstructed chunks. largest:
+    the largest error of one number, rad. used: how many codes of each group stand for some training chunk."""
 
     directory: Path
+    held_out: bool
     by_joint: tuple[float, ...]
     largest: float
     used: tuple[int, ...]
@@ -52,7 +55,7 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
     """
     if not config.minivla.vq.enabled:
         raise ConfigError("minivla.vq.enabled is false, so minivla would not use a VQ; train it with --vq-enabled")
-    directory = folder_of(config) / FOLDER
+    directory = folder_of(config) / VQ_FOLDER
     if directory.exists():
         raise ConfigError(
             f"{directory} is there already; choose another --experiment-name, or remove it: rm -r {directory}"
@@ -69,10 +72,16 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
         shape.n_embed, shape.n_groups, len(chunks), shape.action_horizon, settings.steps, settings.batch_size,
     )  # fmt: skip
 
+    # The first update takes as long as many, so time counts from the first report.
+    reports: list[tuple[int, float]] = []
+
     def report(step: int, vq: ActionVQ) -> None:
+        reports.append((step, time.monotonic()))
+        (first, begun), (_, now) = reports[0], reports[-1]
+        left = f", {as_minutes((settings.steps - step) * (now - begun) / (step - first))} left" if step > first else ""
         parts = [("", chunks[:: max(1, len(chunks) // _REPORTED)]), (" of held-out chunks", held_out)]
         errors = [f"{float(_errors(vq, part, half_span).mean()):.4f} rad{what}" for what, part in parts if len(part)]
-        logger.info("update %d: reconstruction error %s", step, ", ".join(errors))
+        logger.info("update %d/%d: reconstruction error %s%s", step, settings.steps, ", ".join(errors), left)
 
     vq = fit(
         chunks,
@@ -95,6 +104,7 @@ def train_vq(config: MiniVLAConfig) -> VQResults:
     codes = _codes(vq, chunks)
     return VQResults(
         directory=directory,
+        held_out=len(held_out) > 0,
         by_joint=tuple(errors.double().mean((0, 1)).tolist()),
         largest=float(errors.max()),
         used=tuple(len(group.unique()) for group in codes.T),
@@ -105,7 +115,8 @@ def vq_report(results: VQResults, robot: RobotSpec) -> str:
     """The table that the command prints."""
     width = max(map(len, robot.joint_names))
     mean = sum(results.by_joint) / len(results.by_joint)
-    lines = [f"{'joint':<{width}}  reconstruction error"]
+    chunks = "held-out" if results.held_out else "training"
+    lines = [f"{'joint':<{width}}  mean error of reconstructed {chunks} chunks"]
     lines += [
         f"{name:<{width}}  {error:.4f} rad" for name, error in zip(robot.joint_names, results.by_joint, strict=True)
     ]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +18,10 @@ from crane_x7_vla.config.yaml import dump_config
 from crane_x7_vla.errors import ConfigError, DataError
 from crane_x7_vla.policies.policy import load_policy
 from crane_x7_vla.robot import CRANE_X7
+from crane_x7_vla.training.arguments import PROGRAM
 from crane_x7_vla.training.cli import main
 from crane_x7_vla.training.loading import prepare_data
-from crane_x7_vla.training.vq import train_vq
+from crane_x7_vla.training.vq import train_vq, vq_report
 
 SMALL = VQConfig(action_horizon=4, n_embed=16, n_latent=16, n_groups=3, steps=200, batch_size=32, learning_rate=3e-3)
 Record = Callable[..., Path]
@@ -67,12 +70,16 @@ def test_the_error_it_reports_is_that_of_the_held_out_actions(config: MiniVLACon
     assert (trained.units.action_source, trained.units.action_form) == ("commanded", "relative")
 
 
-def test_it_learns_the_chunks_of_the_training_episodes(config: MiniVLAConfig) -> None:
+def test_it_learns_the_chunks_of_the_training_episodes(config: MiniVLAConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     results = train_vq(replace(config, data=replace(config.data, val_split=0)))
     samples = list(prepare_data(config, images=False).train)
     moved = np.mean([np.abs(sample.actions - sample.observation.state) for sample in samples])
     assert np.mean(results.by_joint) < 0.4 * moved
     assert min(results.used) > 4
+    assert "mean error of reconstructed training chunks" in vq_report(results, CRANE_X7)
+    assert re.search(r"update 6/200: reconstruction error 0\.\d+ rad, \d+:\d\d left", caplog.text)
+    assert re.search(r"update 200/200: .*, 0:00 left", caplog.text)
 
 
 def test_images_are_not_read(config: MiniVLAConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +123,18 @@ def test_train_vq_then_minivla_then_load_policy(
     vq = tmp_path / "outputs" / "mine" / "vq"
     printed = capsys.readouterr().out
     assert "crane_x7_wrist_joint" in printed
-    assert f"train minivla --vq-path {vq}" in printed
-    argv = ["train", "minivla", "--config", str(file), "--vq-path", str(vq), "--max-steps", "2", "--eval-samples", "4"]
-    assert main(argv) == 0
-    shutil.rmtree(vq)  # it has travelled
+    assert "mean error of reconstructed held-out chunks" in printed
+    said = re.fullmatch(f"wrote {vq}; train with it: {re.escape(PROGRAM)} (.*)", printed.splitlines()[-1])
+    assert said is not None
+    # Typed as it is printed, in another shell: sizes, data and experiment are those of the VQ.
+    assert main([*said[1].split(), "--max-steps", "2", "--eval-samples", "4"]) == 0
+    shutil.rmtree(vq)
+    assert main(["train-vq", "--config", str(file), "--vq-n-groups", "2"]) == 0  # the one it was trained with travelled
     last = tmp_path / "outputs" / "mine" / "checkpoint-final"
-    argv = ["train", "--resume-from-checkpoint", str(last), "--vq-path", str(last / "vq"), "--max-steps", "3"]
-    assert main([*argv, "--eval-samples", "4"]) == 0
+    argv = ["train", "--resume-from-checkpoint", str(last), "--max-steps", "3", "--eval-samples", "4"]
+    assert main([*argv, "--vq-path", str(vq)]) == 2
+    assert "minivla.vq.n_groups is 3, but the VQ in" in capsys.readouterr().err.splitlines()[-1]
+    assert main(argv) == 0
     policy = load_policy(last)
     sample = prepare_data(config).val[5]
     (chunk,) = policy.infer([sample.observation])
@@ -137,6 +149,10 @@ def test_without_a_vq_the_command_that_makes_one_is_named(
     file.write_text(dump_config(config))
     assert main(["train", "minivla", "--config", str(file)]) == 2
     error = capsys.readouterr().err
-    assert "minivla.vq.path is none, and there is no VQ there; train one with: python -m" in error.splitlines()[-1]
+    said = "minivla.vq.path is none, and the base model brings no VQ; train one with: python -m"
+    assert said in error.splitlines()[-1]
+    assert main(["train", "minivla", "--config", str(file), "--vq-path", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"minivla.vq.path is {tmp_path}, and there is no VQ there; train one with: " in error.splitlines()[-1]
     assert main(["train-vq", "openvla", "--config", str(file)]) == 2
     assert "the backends differ: the first argument says openvla" in capsys.readouterr().err

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from crane_x7_vla.backends.minivla.config import MiniVLAConfig
+from crane_x7_vla.backends.minivla.config import VQ_FOLDER, MiniVLAConfig
 from crane_x7_vla.backends.minivla.processor import MiniVLAProcessor
-from crane_x7_vla.backends.minivla.vq import check_same, fitting_vq, units_of
+from crane_x7_vla.backends.minivla.vq import TRAIN_A_VQ, check_same, fitting_vq, units_of
 from crane_x7_vla.backends.prismatic_processor import action_units
 from crane_x7_vla.backends.token_backend import TokenBackend
 from crane_x7_vla.checkpoints.layouts import CONFIG_FILE
 from crane_x7_vla.checkpoints.tokenizer import minivla_tokens, small_chat_tokenizer
-from crane_x7_vla.checkpoints.vq import FOLDER, TrainedVQ, save_vq
+from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.errors import ConfigError
 from crane_x7_vla.models.action_tokens import BinnedTokens, TokenBins, VQTokens
 from crane_x7_vla.robot import RobotSpec
+
+logger = logging.getLogger(__name__)
 
 
 class MiniVLABackend(TokenBackend[MiniVLAConfig]):
@@ -29,6 +32,8 @@ class MiniVLABackend(TokenBackend[MiniVLAConfig]):
     The VQ is read from that directory, else from ``vq.path``, else from the base model; ``restore`` takes the
     checkpoint's own. tokens and processor exist once there is one.
     """
+
+    language_model = "qwen2"
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class MiniVLABackend(TokenBackend[MiniVLAConfig]):
         rows, self.end = minivla_tokens(self.assets.tokenizer)
         self._after_actions = rows.stop
         self._vq: TrainedVQ | None = None
+        self._vq_place: Path | None = None
         if not settings.vq.enabled:
             self.tokens = BinnedTokens(TokenBins(end=rows.stop, bins=len(rows)), action_dim=robot.size)
             units = action_units(config, robot, statistics, bounded=True)
@@ -57,42 +63,45 @@ class MiniVLABackend(TokenBackend[MiniVLAConfig]):
 
     def build(self) -> nn.Module:
         """See ``PrismaticBackend``. Raises ConfigError where chunks are to be codes and there is no VQ."""
-        vq = self.config.minivla.vq
-        if vq.enabled and self._vq is None:
-            raise ConfigError(
-                f"minivla.vq.path is {vq.path or 'none'}, and there is no VQ there; train one with: "
-                "python -m crane_x7_vla.training.cli train-vq --data-root DIR, and name its folder: --vq-path DIR"
-            )
+        if self.config.minivla.vq.enabled:
+            if self._vq is None:
+                raise ConfigError(f"minivla.vq.path is none, and the base model brings no VQ; {TRAIN_A_VQ}")
+            logger.info("VQ: %s", self._vq_place)
         return super().build()
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """See ``PrismaticBackend``; the VQ lies in a folder of its own."""
         super().save(model, directory)
         if self._vq is not None:
-            (directory / FOLDER).mkdir()
-            save_vq(self._vq, directory / FOLDER)
+            (directory / VQ_FOLDER).mkdir()
+            save_vq(self._vq, directory / VQ_FOLDER)
 
     def restore(self, directory: Path) -> nn.Module:
         """See ``PrismaticBackend``; from now on with the VQ of ``directory``."""
         if self.config.minivla.vq.enabled:
-            self._use_vq(directory / FOLDER)
+            self._use_vq(directory / VQ_FOLDER)
         return super().restore(directory)
 
     def check_base(self, directory: Path) -> None:
         """See ``PrismaticBackend``; the VQ must be the same, too."""
         super().check_base(directory)
         if self._vq is not None:
-            check_same(self._vq, directory / FOLDER)
+            check_same(self._vq, directory / VQ_FOLDER)
 
     def _find_vq(self, directory: Path | None) -> Path | None:
-        """Where the VQ is to be read from, None where there is none yet."""
+        """Where the VQ is to be read from, None where there is none yet. Raises ConfigError where vq.path has none."""
+        if directory is not None:
+            return directory / VQ_FOLDER
         path = self.config.minivla.vq.path
-        base = None if self.base is None else self.base / FOLDER
-        places = [directory and directory / FOLDER, path and Path(path), base]
-        return next((place for place in places if place and (place / CONFIG_FILE).is_file()), None)
+        if path is not None:
+            if not (Path(path) / CONFIG_FILE).is_file():
+                raise ConfigError(f"minivla.vq.path is {path}, and there is no VQ there; {TRAIN_A_VQ}")
+            return Path(path)
+        place = None if self.base is None else self.base / VQ_FOLDER
+        return place if place is not None and (place / CONFIG_FILE).is_file() else None
 
     def _use_vq(self, directory: Path) -> None:
-        self._vq = fitting_vq(directory, self.config, self.robot)
+        self._vq, self._vq_place = fitting_vq(directory, self.config, self.robot), directory
         self.tokens = VQTokens(self._vq.vq, end=self._after_actions)
         units = units_of(self._vq, self.robot)
         self.processor = MiniVLAProcessor(self.config, units=units, assets=self.assets)

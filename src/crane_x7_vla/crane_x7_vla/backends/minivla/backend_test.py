@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from crane_x7_vla.checkpoints.published_test import QWEN_VLM, qwen_parts, shrink
 from crane_x7_vla.checkpoints.tokenizer import small_chat_tokenizer
 from crane_x7_vla.checkpoints.vq import TrainedVQ, save_vq
 from crane_x7_vla.config.yaml import dump_config
-from crane_x7_vla.data.statistics import DatasetStatistics, to_json
+from crane_x7_vla.data.statistics import DatasetStatistics, compute_statistics, to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.vq import VQShape
 from crane_x7_vla.policies.policy import load_policy
@@ -131,23 +132,26 @@ def test_all_frames_are_cropped_and_coloured_alike(
     assert torch.equal(seen[:12], seen[12:])
 
 
+@pytest.mark.parametrize("trained_modules", [(), ("language_model.model.embed_tokens",)], ids=["adapters", "embedding"])
 def test_the_vq_travels_with_adapters_and_with_the_merged_model(
-    config: MiniVLAConfig, vq_directory: Path, tmp_path: Path, tiny_statistics: DatasetStatistics,
+    trained_modules: tuple[str, ...], config: MiniVLAConfig, tmp_path: Path, tiny_statistics: DatasetStatistics,
     make_observation: MakeObservation,
 ) -> None:  # fmt: skip
     base = tmp_path / "base"
     base.mkdir()
     without = MiniVLAConfig.tiny()
     make(without, tiny_statistics).save(make(without, tiny_statistics).build(), base)
-    settings = dataclasses.replace(config.minivla, model_id=str(base), use_lora=True)
+    settings = dataclasses.replace(config.minivla, model_id=str(base), use_lora=True, trained_modules=trained_modules)
     config = dataclasses.replace(config, minivla=settings)
     backend, seen = make(config, tiny_statistics), [make_observation(0)]
     model = backend.build()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
+            if ".lora_B." in name or (parameter.requires_grad and ".lora_" not in name):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    matrix = backend.bare(model).language_model.model.embed_tokens.weight  # of the output, too
+    assert matrix.requires_grad == bool(trained_modules)
     checkpoint = tmp_path / "outputs" / "tiny" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     backend.save(model, checkpoint)
@@ -166,6 +170,10 @@ def test_the_vq_travels_with_adapters_and_with_the_merged_model(
     (checkpoint / "vq" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"vq lacks model\.safetensors"):
         load_policy(checkpoint)
+    for directory in (checkpoint, tmp_path / "merged"):
+        shutil.rmtree(directory / "vq")
+        with pytest.raises(CheckpointError, match=rf"{directory} lacks vq/, .*; copy it again"):
+            load_policy(directory)
 
 
 def test_what_models_are_compared_by_follows_their_weights_without_jumps(
@@ -199,6 +207,9 @@ def test_a_run_does_not_go_on_with_another_vq(
     )  # fmt: skip
     save_vq(dataclasses.replace(trained, vq=other), tmp_path / "vq")
     with pytest.raises(CheckpointError, match=r"vq holds another VQ than this run's; go on with the same one"):
+        backend.check_base(tmp_path)
+    save_vq(dataclasses.replace(trained, units=dataclasses.replace(trained.units, span_floor=0.1)), tmp_path / "vq")
+    with pytest.raises(CheckpointError, match="holds another VQ"):
         backend.check_base(tmp_path)
 
 
@@ -237,9 +248,36 @@ def test_a_vq_of_seven_joints_names_both_numbers(
         make(config, tiny_statistics)
 
 
+def test_a_vq_of_another_robot_names_the_first_joint(
+    config: MiniVLAConfig, trained: TrainedVQ, tmp_path: Path, tiny_statistics: DatasetStatistics
+) -> None:
+    others = ("panda_joint1", *CRANE_X7.joint_names[1:])
+    save_vq(dataclasses.replace(trained, units=dataclasses.replace(trained.units, joint_names=others)), tmp_path)
+    config = tiny(dataclasses.replace(VQ, path=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"joint 1 of the VQ in .* is panda_joint1, that of crane_x7 is crane_x7_sho"):
+        make(config, tiny_statistics)
+
+
+def test_statistics_of_another_robot_beside_a_vq_name_their_file(
+    config: MiniVLAConfig, trained: TrainedVQ, tmp_path: Path, tiny_statistics: DatasetStatistics
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 7)).astype(np.float32)
+    seven = compute_statistics(rows, rows, num_trajectories=1, fingerprint="x")
+    save_vq(dataclasses.replace(trained, statistics=seven), tmp_path)
+    config = tiny(dataclasses.replace(VQ, path=str(tmp_path)))
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path}/dataset_statistics\.json describes 7 joints, .*copy the VQ"
+    ):
+        make(config, tiny_statistics)
+
+
 def test_another_language_model_is_refused(tiny_base: Path, tiny_statistics: DatasetStatistics) -> None:
-    with pytest.raises(ConfigError, match=r"llm_model_id is 'Qwen/Qwen2.5-0.5B', but the base model's is 'meta-llama"):
+    with pytest.raises(
+        ConfigError, match=rf"minivla is built on qwen2, .* of {tiny_base} is llama; .* --model-id Stan"
+    ):
         make(tiny(model_id=str(tiny_base)), tiny_statistics)
+    with pytest.raises(ConfigError, match=r"llm_model_id is 'Qwen/Qwen3', but the base model's is 'Qwen/Qwen2.5-0.5B'"):
+        make(tiny(llm_model_id="Qwen/Qwen3"), tiny_statistics)
     with pytest.raises(ConfigError, match="vision_backbone is 'siglip', but the base model's is 'dinosiglip"):
         make(tiny(vision_backbone="siglip"), tiny_statistics)
 
@@ -258,6 +296,11 @@ def test_cameras_and_frames_follow_the_settings() -> None:
     assert ([camera.name for camera in single.cameras], single.history) == (["primary"], 0)
     with pytest.raises(ConfigError, match=r"use_wrist_camera is true, but data\.cameras enables primary\. For these"):
         dataclasses.replace(config, data=dataclasses.replace(config.data, cameras=config.data.cameras[:1]))
+
+
+def test_a_vq_that_is_named_but_switched_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"vq\.path is mine, but minivla\.vq\.enabled is false; .*--vq-path none"):
+        VQConfig(enabled=False, path="mine")
 
 
 def test_a_published_run_is_a_base_with_all_its_weights_and_tokens(

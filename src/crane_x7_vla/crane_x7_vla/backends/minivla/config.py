@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 from crane_x7_vla.backends.prismatic_config import (
@@ -18,11 +20,15 @@ from crane_x7_vla.config.base import (
     DataConfig,
     require,
 )
-from crane_x7_vla.errors import ConfigError
+from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.transforms.prompt import QWEN_PROMPT
 
 ACTION_TOKENS = 256
 """Tokens of their own that MiniVLA adds to Qwen's vocabulary (openvla-mini qwen25.py:60-69)."""
+
+
+VQ_FOLDER = "vq"
+"""Folder of the VQ in an experiment, a checkpoint or a model directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,11 @@ class VQConfig:
             require(value >= 1, f"minivla.vq.{name}", value, "1 or more")
         require(2 <= self.n_embed <= ACTION_TOKENS, "minivla.vq.n_embed", self.n_embed, f"2 to {ACTION_TOKENS}")
         require(self.learning_rate > 0, "minivla.vq.learning_rate", self.learning_rate, "a number above 0")
+        if self.path is not None and not self.enabled:
+            raise ConfigError(
+                f"minivla.vq.path is {self.path}, but minivla.vq.enabled is false; drop one of them: "
+                "--vq-path none does without a VQ, --vq-enabled uses that one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +144,8 @@ class MiniVLAConfig(PrismaticVLAConfig):
         if images.enabled and images.use_wrist_camera and WRIST_CAMERA.name not in names:
             raise ConfigError(
                 f"minivla.multi_image.use_wrist_camera is true, but data.cameras enables {', '.join(names)}. "
-                f"For these alone: --no-multi-image-use-wrist-camera; for the wrist too: --cameras "
-                f"{','.join(names)},{WRIST_CAMERA.name}"
+                f"For these alone: {self.camera_flags(names)}; for the wrist too: "
+                f"{self.camera_flags([*names, WRIST_CAMERA.name])}"
             )
         if not self.cameras:
             raise ConfigError(
@@ -159,6 +170,15 @@ class MiniVLAConfig(PrismaticVLAConfig):
             ),
         )
 
+    def in_checkpoint(self, directory: Path) -> MiniVLAConfig:
+        """See ``VLAConfig``: with the VQ of ``directory``."""
+        if not self.minivla.vq.enabled:
+            return self
+        path = directory / VQ_FOLDER
+        if not path.is_dir():
+            raise CheckpointError(f"{directory} lacks {VQ_FOLDER}/, what its action tokens stand for; copy it again")
+        return replace(self, minivla=replace(self.minivla, vq=replace(self.minivla.vq, path=str(path))))
+
     @property
     def settings(self) -> MiniVLASpecificConfig:
         """``minivla``."""
@@ -171,6 +191,12 @@ class MiniVLAConfig(PrismaticVLAConfig):
         if not images.enabled:
             return enabled[:1]
         return tuple(camera for camera in enabled if images.use_wrist_camera or camera.name != WRIST_CAMERA.name)
+
+    def camera_flags(self, names: Sequence[str]) -> str:
+        """See ``VLAConfig``; that there is no wrist camera among them is to be said, too."""
+        images, flags = self.minivla.multi_image, super().camera_flags(names)
+        without_wrist = images.enabled and images.use_wrist_camera and WRIST_CAMERA.name not in names
+        return f"{flags} --no-multi-image-use-wrist-camera" if without_wrist else flags
 
     @property
     def history(self) -> int:

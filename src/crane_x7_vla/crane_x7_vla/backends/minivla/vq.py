@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +12,17 @@ import torch
 from crane_x7_vla.backends.action_units import ActionUnits
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.checkpoints.vq import TrainedVQ, VQUnits, load_vq
+from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
+from crane_x7_vla.data.statistics import to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.vq import VQShape
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.transforms.action import Normalization
 
-_TRAIN = "train one with: python -m crane_x7_vla.training.cli train-vq"
+TRAIN_A_VQ = (
+    "train one with: python -m crane_x7_vla.training.cli train-vq --data-root DIR, and name its folder: --vq-path DIR"
+)
+"""What to type where a VQ is missing or of another robot."""
 
 
 def vq_shape(config: MiniVLAConfig, robot: RobotSpec) -> VQShape:
@@ -50,17 +56,30 @@ def fitting_vq(directory: Path, config: MiniVLAConfig, robot: RobotSpec) -> Trai
     if found.action_dim != expected.action_dim:
         raise ConfigError(
             f"the VQ in {directory} is for {found.action_dim} numbers, {robot.name} has {expected.action_dim} joints; "
-            f"{_TRAIN}"
+            f"{TRAIN_A_VQ}"
         )
+    for size in (trained.statistics.action.size, trained.statistics.state.size):
+        if size != robot.size:
+            raise CheckpointError(
+                f"{directory / STATISTICS_FILE} describes {size} joints, the VQ beside it {robot.size}; copy the VQ "
+                "again"
+            )
+    joints = itertools.zip_longest(trained.units.joint_names, robot.joint_names, fillvalue="none")
+    for number, (theirs, ours) in enumerate(joints, start=1):
+        if theirs != ours:
+            raise ConfigError(
+                f"joint {number} of the VQ in {directory} is {theirs}, that of {robot.name} is {ours}; {TRAIN_A_VQ}"
+            )
     wanted = {f"minivla.vq.{name}": value for name, value in dataclasses.asdict(expected).items()}
     settings = dataclasses.asdict(vq_units(config, robot))
+    del settings["joint_names"]
     wanted |= {f"data.{name}" if name == "action_source" else f"minivla.{name}": settings[name] for name in settings}
     has = {**dataclasses.asdict(found), **dataclasses.asdict(trained.units)}
     for setting, value in wanted.items():
         if has[setting.rpartition(".")[2]] != value:
             raise ConfigError(
-                f"{setting.replace('minivla.joint_names', 'robot')} is {value!r}, but the VQ in {directory} was "
-                f"trained with {has[setting.rpartition('.')[2]]!r}; use the same, or {_TRAIN}"
+                f"{setting} is {value!r}, but the VQ in {directory} was "
+                f"trained with {has[setting.rpartition('.')[2]]!r}; use the same, or {TRAIN_A_VQ}"
             )
     return trained
 
@@ -78,10 +97,17 @@ def units_of(trained: TrainedVQ, robot: RobotSpec) -> ActionUnits:
     )
 
 
+def is_same(one: TrainedVQ, other: TrainedVQ) -> bool:
+    """Whether the codes of both mean the same actions."""
+    if (one.units, to_json(one.statistics)) != (other.units, to_json(other.statistics)):
+        return False
+    theirs = other.vq.state_dict()
+    return all(key in theirs and torch.equal(v.cpu(), theirs[key].cpu()) for key, v in one.vq.state_dict().items())
+
+
 def check_same(trained: TrainedVQ, directory: Path) -> None:
     """Raise CheckpointError where the VQ in a checkpoint is another one: its codes would mean other actions."""
-    ours, theirs = trained.vq.state_dict(), load_vq(directory).vq.state_dict()
-    if any(key not in theirs or not torch.equal(value.cpu(), theirs[key]) for key, value in ours.items()):
+    if not is_same(trained, load_vq(directory)):
         raise CheckpointError(
             f"{directory} holds another VQ than this run's; go on with the same one: --vq-path {directory}"
         )

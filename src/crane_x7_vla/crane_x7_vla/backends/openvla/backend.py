@@ -36,13 +36,13 @@ class OpenVLABackend(TokenBackend[OpenVLAConfig]):
     ) -> None:
         super().__init__(config, robot=robot, statistics=statistics, directory=directory)
         settings = config.openvla
+        self.processor = OpenVLAProcessor(config, robot=robot, statistics=statistics, assets=self.assets)
         bins = _token_bins(config, self.trunk.decoder.vocab_size, self.assets)
         self.tokens = BinnedTokens(bins, action_dim=robot.size)
         self.end = (settings.stop_token_id,)
         self.strict = settings.strict_reference
         published = {**self.assets.published, "n_action_bins": settings.action_tokenization_bins}
         self.assets = dataclasses.replace(self.assets, published=published)
-        self.processor = OpenVLAProcessor(config, robot=robot, statistics=statistics, assets=self.assets)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """See ``Backend.save``; without ``skip_merge_on_save`` also a whole model in the folder ``merged``."""

@@ -231,6 +231,13 @@ def test_action_tokens_that_reach_special_ones_are_refused(tiny_statistics: Data
         OpenVLABackend(tiny(action_tokenization_bins=256), robot=CRANE_X7, statistics=tiny_statistics)
 
 
+def test_tokens_that_the_base_does_not_have_are_named_before_their_number_is_reckoned_with(
+    tiny_statistics: DatasetStatistics,
+) -> None:
+    with pytest.raises(ConfigError, match=r"openvla\.empty_token_id is 29871, but the base model's vocabulary has"):
+        OpenVLABackend(tiny(empty_token_id=29871), robot=CRANE_X7, statistics=tiny_statistics)
+
+
 def test_statistics_of_another_robot_are_left_aside_and_that_is_said(
     tmp_path: Path, tiny_statistics: DatasetStatistics, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,3 +252,26 @@ def test_statistics_of_another_robot_are_left_aside_and_that_is_said(
     (said,) = (message for message in caplog.messages if "statistics" in message)
     assert "bridge_orig with 7 numbers, fractal20220817_data with 7 numbers, kuka with 7 numbers and 2 more" in said
     assert "left aside" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_target": ("foo_proj",)}, r"openvla\.lora_target names 'foo_proj', .*names among: .*, lm_head, o_proj"),
+        ({"trained_modules": ("nothing",)}, r"openvla\.trained_modules names 'nothing', which no part"),
+    ],
+)
+def test_names_that_fit_nothing_are_refused_before_a_weight_is_read(
+    changes: dict,
+    message: str,
+    tiny_statistics: DatasetStatistics,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    config = tiny(model_id=str(openvla_base(tmp_path, tiny_statistics)), use_lora=True, **changes)
+    monkeypatch.setattr("crane_x7_vla.backends.prismatic_backend.read_trunk", fail)
+    with pytest.raises(ConfigError, match=message):
+        OpenVLABackend(config, robot=CRANE_X7, statistics=tiny_statistics).build()

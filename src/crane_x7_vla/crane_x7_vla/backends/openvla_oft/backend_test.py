@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
@@ -21,13 +23,22 @@ from crane_x7_vla.backends.openvla_oft.config import (
     OpenVLAOFTConfig,
     OpenVLAOFTSpecificConfig,
 )
-from crane_x7_vla.checkpoints.architecture import architecture
-from crane_x7_vla.checkpoints.layouts import Assets, default_normalizations, is_film, weight_files, write_model
+from crane_x7_vla.checkpoints.architecture import architecture, trunk_config
+from crane_x7_vla.checkpoints.layouts import (
+    Assets,
+    default_normalizations,
+    is_film,
+    save_tensors,
+    weight_files,
+    write_model,
+)
 from crane_x7_vla.checkpoints.lora import fold
 from crane_x7_vla.checkpoints.tokenizer import small_tokenizer
+from crane_x7_vla.config.base import CameraConfig, DataConfig
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.errors import CheckpointError, ConfigError
 from crane_x7_vla.models.golden_test import GOLDEN, META, golden_weight
+from crane_x7_vla.models.openvla_oft import OFTHeadConfig, new_components
 from crane_x7_vla.robot import CRANE_X7
 from crane_x7_vla.types import Observation
 
@@ -47,9 +58,73 @@ def test_a_head_that_does_not_fit_is_left_aside_with_a_warning_that_names_both_s
     with caplog.at_level(logging.WARNING):
         OpenVLAOFTBackend(config, robot=CRANE_X7, statistics=tiny_statistics).build()
     (said,) = caplog.messages
-    assert "action_head of the base does not fit" in said
-    assert "model.fc1.weight is [64, 768] instead of [32, 768]" in said
+    assert "action_head of the base does not fit, model.fc1.weight is [64, 768] instead of [32, 768]" in said
     assert "trained anew" in said
+
+
+def on_base(base: Path) -> OpenVLAOFTConfig:
+    tiny = OpenVLAOFTConfig.tiny()
+    return dataclasses.replace(tiny, openvla_oft=dataclasses.replace(tiny.openvla_oft, model_id=str(base)))
+
+
+def for_seven(base: Path, folder: Path) -> Path:
+    """A copy of ``base`` whose head and projector are for 7 numbers."""
+    copy = Path(shutil.copytree(base, folder / "seven"))
+    head = OFTHeadConfig(action_dim=7, action_horizon=4, hidden_dim=64, num_blocks=2, state_dim=7)
+    trunk = trunk_config(architecture("tiny"), source="tiny")
+    for name, part in new_components(trunk, head).items():
+        save_tensors(copy / f"{name}.safetensors", part.state_dict())
+    return copy
+
+
+def test_parts_of_a_base_for_another_robot_are_left_aside_with_both_numbers(
+    tiny_base: Path, tmp_path: Path, tiny_statistics: DatasetStatistics, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = on_base(for_seven(tiny_base, tmp_path))
+    with caplog.at_level(logging.WARNING):
+        OpenVLAOFTBackend(config, robot=CRANE_X7, statistics=tiny_statistics).build()
+    assert [said.partition(" (")[0] for said in caplog.messages] == [
+        f"{name} of the base is for 7 numbers, crane_x7 has 8 joints" for name in ("action_head", "proprio_projector")
+    ]
+    assert all("safetensors); it is left aside and trained anew" in said for said in caplog.messages)
+
+
+@pytest.mark.parametrize("name", ["action_head", "proprio_projector"])
+def test_a_whole_model_for_another_robot_is_refused_with_both_numbers_and_the_part(
+    name: str, tiny_base: Path, tmp_path: Path, tiny_statistics: DatasetStatistics
+) -> None:
+    directory = for_seven(tiny_base, tmp_path)
+    for other in {"action_head", "proprio_projector"} - {name}:
+        shutil.copy(tiny_base / f"{other}.safetensors", directory)
+    backend = OpenVLAOFTBackend(
+        OpenVLAOFTConfig.tiny(), robot=CRANE_X7, statistics=tiny_statistics, directory=directory
+    )
+    said = rf"{name}\.safetensors is for 7 numbers, crane_x7 has 8 joints; its {name} must be trained anew"
+    with pytest.raises(CheckpointError, match=said):
+        backend.restore(directory)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda state: state.pop("model.fc2.bias"), r"1 missing: model\.fc2\.bias"),
+        (lambda state: state.update({"model.fc9.bias": torch.zeros(1)}), r"1 unexpected: model\.fc9\.bias"),
+    ],
+)
+def test_a_damaged_part_of_the_base_is_an_error_and_not_a_random_one(
+    spoil: Callable[[dict[str, torch.Tensor]], object],
+    said: str,
+    tiny_base: Path,
+    tmp_path: Path,
+    tiny_statistics: DatasetStatistics,
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    state = load_file(base / "action_head.safetensors")
+    spoil(state)
+    save_tensors(base / "action_head.safetensors", state)
+    backend = OpenVLAOFTBackend(on_base(base), robot=CRANE_X7, statistics=tiny_statistics)
+    with pytest.raises(CheckpointError, match=rf"action_head\.safetensors does not fit this model: {said}"):
+        backend.build()
 
 
 @pytest.mark.parametrize("normalization", ["bounds_q99", "bounds", "zscore"])
@@ -68,10 +143,39 @@ def test_clipped_is_measured_where_labels_are_clipped(
     assert ("clipped" in metrics) == (normalization == "bounds_q99")
 
 
-def test_a_number_of_images_that_is_not_that_of_the_cameras_names_both() -> None:
-    images = MultiImageConfig(num_images=3)
-    with pytest.raises(ConfigError, match=r"num_images is 3, but data\.cameras enables 2 \(primary, wrist\)"):
-        OpenVLAOFTConfig(openvla_oft=OpenVLAOFTSpecificConfig(multi_image=images))
+@pytest.mark.parametrize(
+    ("cameras", "num_images", "todo"),
+    [
+        (
+            ("primary", "wrist"),
+            3,
+            "For these: --cameras primary,wrist --multi-image-num-images 2; "
+            "for 3: --cameras primary,wrist,NAME --multi-image-num-images 3",
+        ),
+        (
+            ("side",),
+            2,
+            "For these: --cameras side --multi-image-num-images 1; "
+            "for 2: --cameras side,primary --multi-image-num-images 2",
+        ),
+        (
+            ("primary", "wrist"),
+            1,
+            "For these: --cameras primary,wrist --multi-image-num-images 2; "
+            "for 1: --cameras primary --multi-image-num-images 1",
+        ),
+    ],
+)
+def test_a_number_of_images_that_is_not_that_of_the_cameras_names_both_and_both_ways_out(
+    cameras: tuple[str, ...], num_images: int, todo: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        OpenVLAOFTConfig(
+            data=DataConfig(cameras=tuple(CameraConfig(name=name) for name in cameras)),
+            openvla_oft=OpenVLAOFTSpecificConfig(multi_image=MultiImageConfig(num_images=num_images)),
+        )
+    enabled = f"num_images is {num_images}, but data.cameras enables {len(cameras)} ({', '.join(cameras)})"
+    assert str(error.value) == f"openvla_oft.multi_image.{enabled}. {todo}"
 
 
 def with_film(*, count_padding: bool = False) -> OpenVLAOFTConfig:

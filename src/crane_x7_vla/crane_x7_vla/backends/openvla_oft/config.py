@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -114,11 +115,14 @@ class OpenVLAOFTConfig(PrismaticVLAConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         images, enabled = self.openvla_oft.multi_image, self.data.enabled_cameras
-        names = ", ".join(camera.name for camera in enabled) or "none"
-        if images.enabled and images.num_images != len(enabled):
+        names = [camera.name for camera in enabled]
+        if images.enabled and images.num_images != len(names):
+            others = [name for name in (PRIMARY_CAMERA.name, WRIST_CAMERA.name) if name not in names]
+            wanted = [*names, *others, *["NAME"] * images.num_images][: images.num_images]
             raise ConfigError(
                 f"openvla_oft.multi_image.num_images is {images.num_images}, but data.cameras enables "
-                f"{len(enabled)} ({names}). For one camera: --cameras primary --multi-image-num-images 1"
+                f"{len(names)} ({', '.join(names)}). For these: {self.camera_flags(names)}; "
+                f"for {images.num_images}: {self.camera_flags(wanted)}"
             )
 
     @classmethod
@@ -142,6 +146,11 @@ class OpenVLAOFTConfig(PrismaticVLAConfig):
     def cameras(self) -> tuple[CameraConfig, ...]:
         """All enabled cameras with ``multi_image``, else the first of them."""
         return self.data.enabled_cameras if self.openvla_oft.multi_image.enabled else self.data.enabled_cameras[:1]
+
+    def camera_flags(self, names: Sequence[str]) -> str:
+        """See ``VLAConfig``; with ``multi_image`` their number is to be said, too."""
+        flags = super().camera_flags(names)
+        return f"{flags} --multi-image-num-images {len(names)}" if self.openvla_oft.multi_image.enabled else flags
 
     @property
     def action_horizon(self) -> int:
