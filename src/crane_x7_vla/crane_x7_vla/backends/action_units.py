@@ -85,7 +85,8 @@ class ActionUnits:
     ) -> Sample:
         """labels float32 [T, A] in model units of absolute targets [T, A] rad, and is_pad bool [T].
 
-        What percentiles or deviations leave outside [-1, 1] is clipped. Raises DataError for a chunk of another shape.
+        What percentiles leave outside [-1, 1] is clipped, where ``bounded`` also what deviations leave. Raises
+        DataError for a chunk of another shape.
         """
         expected = (action_horizon, self.robot.size)
         if actions.shape != expected:

@@ -203,7 +203,7 @@ def test_a_prediction_is_the_same_alone_and_in_a_batch_of_other_prompts(config: 
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_numbers_keep_to_what_tokens_can_say_with_each_normalization(config: VLAConfig, make: Make) -> None:
+def test_numbers_keep_to_what_tokens_can_say_with_each_normalization(config: VLAConfig) -> None:
     if config.backend not in TOKEN_BY_TOKEN:
         pytest.skip("its head says any number")
     rng = np.random.default_rng(3)

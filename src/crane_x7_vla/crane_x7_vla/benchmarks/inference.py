@@ -131,7 +131,8 @@ def measure(
     precision = config.training.mixed_precision if device.type == "cuda" else "no"  # as LocalPolicy runs it
     dtype = autocast_type(precision) or torch.float32
     backend = random_backend(config)
-    model = random_model(backend, device=device, dtype=dtype)
+    # Joining weights takes memory that no call needs.
+    model = backend.for_inference(random_model(backend, device=device, dtype=dtype))
     _forget_peak(device)
     policy = LocalPolicy(backend, model, device=str(device), graph=graph, prompt_multiple=prompt_multiple)
     asked = observations(

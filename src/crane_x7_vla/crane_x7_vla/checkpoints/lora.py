@@ -202,8 +202,9 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None) -> tuple[nn.Module, Fol
 
 
 def folded(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of the bare model with the adapters added in float32 and stored as the base has them, on the CPU; the
-    model stays as it is. What that loses is what ``fold`` reports."""
+    """Weights of the bare model with the adapters added in float32 and stored as the model has them, on the CPU; the
+    model stays as it is. In training that is half precision, whatever the base's files have, see ``keep_as_computed``.
+    """
     assert isinstance(model, PeftModel)
     layers = {
         name.removeprefix(_PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, Linear | Conv2d)

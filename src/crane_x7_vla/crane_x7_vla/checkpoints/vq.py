@@ -41,7 +41,8 @@ _NAMES = {
 _PUBLISHED_WEIGHTS = Path("checkpoints", "model.pt")
 _PUBLISHED_PARTS = ("encoder", "decoder", "vq_embedding")
 _RUNNING_SUMS = r"vq_embedding\.layers\.\d+\._codebook\.(initted|cluster_size|embed_avg)"
-_TRAIN = "python -m crane_x7_vla.training.cli train-vq"
+TRAIN_VQ = "python -m crane_x7_vla.training.cli train-vq"
+"""The command that makes such a directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def load_vq(directory: Path) -> TrainedVQ:
     Raises CheckpointError that names what is missing and how to train one.
     """
     if not (directory / CONFIG_FILE).is_file():
-        raise CheckpointError(f"no VQ in {directory}, it lacks {CONFIG_FILE}; train one with: {_TRAIN}")
+        raise CheckpointError(f"{directory} lacks {CONFIG_FILE}; copy the VQ again, or train one with: {TRAIN_VQ}")
     config = read_json(directory / CONFIG_FILE)
     shape, units = _shape(config, directory), _units(config, directory)
     with torch.device("meta"):
@@ -93,7 +94,7 @@ def _statistics(directory: Path) -> DatasetStatistics:
     if not path.is_file():
         raise CheckpointError(
             f"{directory} lacks {path.name}, which its chunks were scaled with; copy the VQ again, or train one with: "
-            f"{_TRAIN}"
+            f"{TRAIN_VQ}"
         )
     return load_statistics(path)
 
@@ -126,7 +127,7 @@ def _units(config: dict[str, Any], directory: Path) -> VQUnits:
     if missing:
         raise CheckpointError(
             f"{path} lacks {', '.join(missing)}: a published VQ does not say what its "
-            f"{config['input_dim_w']} numbers stand for; train one on this robot's actions with: {_TRAIN}"
+            f"{config['input_dim_w']} numbers stand for; train one on this robot's actions with: {TRAIN_VQ}"
         )
     return VQUnits(
         joint_names=list_of(config, "joint_names", str, source=path),

@@ -13,6 +13,7 @@ from typing import Any
 
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig
 from crane_x7_vla.backends.prismatic_config import ImageAugConfig, PrismaticVLAConfig
+from crane_x7_vla.checkpoints.vq import TrainedVQ
 from crane_x7_vla.config.base import CameraConfig, VLAConfig
 from crane_x7_vla.config.schema import settings, value_at
 from crane_x7_vla.data.statistics import DatasetStatistics
@@ -43,11 +44,12 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """How a model is run. instruction: what it is told, None for each episode's own."""
+    """How a model is run. instruction: what it is told, None for each episode's own. vq: what codes of a MiniVLA mean."""
 
     config: VLAConfig
     statistics: DatasetStatistics
     instruction: str | None
+    vq: TrainedVQ | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,7 @@ def test_after_the_first_call_nothing_is_read_from_the_device_or_brought_to_it(
     backend: Backend, make_observation: MakeObservation
 ) -> None:
     """On the meta device, which has no values: reading one raises."""
-    processor, model = backend.processor, backend.build().eval().to("meta")
+    processor, model = backend.processor, backend.for_inference(backend.build()).eval().to("meta")
     batch = processor.collate([processor.encode_raw(make_observation(0))], multiple=64)
     batch = {name: value.to("meta") for name, value in batch.items()}
     with torch.inference_mode():

@@ -63,7 +63,7 @@ class Policy(Protocol):
 
 
 class LocalPolicy:
-    """A backend and its model on a device of this machine: on a GPU in the half precision it was trained in, on a CPU
+    """A backend and its model on a device of this machine: on a GPU in the precision it was trained with, on a CPU
     in float32, four bytes for each weight. ``model`` is consumed.
 
     graph: everything from the cameras' images to the model's answer runs on the device, on a GPU as one CUDA graph for

@@ -231,8 +231,8 @@ def _plot(path: Path, policy: Policy, frames: Frames, instruction: str | None, r
 
 def _measure(model: Path, frames: Frames, device: str) -> Callable[[Deployment], float]:
     """The error of the model in a directory when it is run in another way, rad."""
-    network = restore_backend(model)[1]
-    shapes = shapes_of(network)  # a policy gives its model other ones
+    network = None if (model / ADAPTERS).is_dir() else restore_backend(model)[1]
+    shapes = None if network is None else shapes_of(network)  # a policy gives its model other ones
 
     def measure(deployment: Deployment) -> float:
         policy = LocalPolicy(*_as_deployed(model, network, shapes, deployment), device=device)
@@ -242,19 +242,18 @@ def _measure(model: Path, frames: Frames, device: str) -> Callable[[Deployment],
 
 
 def _as_deployed(
-    directory: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], deployment: Deployment
+    directory: Path, network: nn.Module | None, shapes: Mapping[str, tuple[int, ...]] | None, deployment: Deployment
 ) -> tuple[Backend, nn.Module]:
-    """The backend of another deployment of the model ``network``, which is that of ``directory`` with the ``shapes``
-    of its weights. Another model is read where its parts are others: a joint state or FiLM may be switched on or off.
+    """Backend and model of another deployment of ``directory``, whose ``network`` has the ``shapes``; Nones where it
+    holds adapters. The model is read again then, and where its parts are others: FiLM may be switched on or off.
     """
-    has_adapters = (directory / ADAPTERS).is_dir()
     backend: Any = backend_class(deployment.config.backend)(
         deployment.config.in_checkpoint(directory),
         robot=robot_spec(deployment.config.robot),
         statistics=deployment.statistics,
-        directory=None if has_adapters else directory,
+        directory=None if network is None else directory,
     )
-    return backend, network if not has_adapters and _shapes(backend) == shapes else backend.restore(directory)
+    return backend, network if network is not None and _shapes(backend) == shapes else backend.restore(directory)
 
 
 def _shapes(backend: PrismaticBackend[Any, Any]) -> dict[str, tuple[int, ...]]:

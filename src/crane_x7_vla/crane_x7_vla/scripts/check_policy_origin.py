@@ -23,10 +23,12 @@ def read_deployment(directory: Path, *, instruction: str | None = None) -> Deplo
     """How a merged model or a checkpoint-N is run. instruction: None for that of its training."""
     check_directory(directory)
     config = load_config(directory / CONFIG_NAME)
+    has_vq = isinstance(config, MiniVLAConfig) and config.minivla.vq.enabled
     return Deployment(
         config=config,
         statistics=load_statistics(directory / STATISTICS_FILE),
         instruction=config.data.instruction if instruction is None else instruction,
+        vq=load_vq(directory / VQ_FOLDER) if has_vq else None,
     )
 
 
@@ -72,13 +74,11 @@ def refuse_difference(model: Path, deployed: Deployment, checkpoint: Path, train
                 f"{setting} is {value!r} in {model / CONFIG_NAME}, but {wanted!r} in {checkpoint / CONFIG_NAME}, "
                 "with which it was trained; use the same"
             )
-    if isinstance(ours, MiniVLAConfig) and ours.minivla.vq.enabled:
-        present, expected = model / VQ_FOLDER, checkpoint / VQ_FOLDER
-        if not is_same(load_vq(present), load_vq(expected)):
-            raise CheckpointError(
-                f"Likely cause: vq: {present} is another than the VQ of its training, so codes mean other actions; "
-                f"replace it by {expected}"
-            )
+    if deployed.vq is not None and trained.vq is not None and not is_same(deployed.vq, trained.vq):
+        raise CheckpointError(
+            f"Likely cause: vq: {model / VQ_FOLDER} is another than the VQ of its training, so codes mean other "
+            f"actions; replace it by {checkpoint / VQ_FOLDER}"
+        )
 
 
 def _around(model: Path) -> Path | None:

@@ -218,7 +218,9 @@ def _parse_config(
         Layer(values=flags, origins={setting.path: flag for flag, setting in table.items() if setting.path in flags}),
     ]
     if command == "train":
-        layers.insert(1, _resume_layer(merge(layers).values, config_type))
+        environment, in_yaml, typed = layers
+        resumed, brought = _resume_layers(merge(layers).values, config_type)
+        layers = [environment, resumed, in_yaml, brought, typed]
     merged = merge(layers)
     if command == "train-vq":
         config = build(config_type, merged.values)
@@ -345,14 +347,15 @@ def _with_whole_base_path(values: Mapping[str, Any], config_type: type[VLAConfig
     return values if local is None else {**values, path: str(local)}
 
 
-def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Layer:
-    """The settings of the checkpoint to resume from, so that they need not be typed again.
+def _resume_layers(given: Mapping[str, Any], config_type: type[VLAConfig]) -> tuple[Layer, Layer]:
+    """The settings of the checkpoint to resume from, so that they need not be typed again, and what it brings along.
 
-    The run goes on in the folder that the checkpoint is in. Empty where ``given`` names no checkpoint.
+    The run goes on in the folder that the checkpoint is in. What it brings, such as its VQ, comes before what a
+    file says of it. Empty where ``given`` names no checkpoint.
     """
     name = given.get("training.resume_from_checkpoint")
     if name is None:
-        return Layer(values={}, origins={})
+        return Layer(values={}, origins={}), Layer(values={}, origins={})
     defaults = settings(config_type)
     folder, experiment = (given.get(path, defaults[path].default) for path in ("output_dir", "experiment_name"))
     checkpoint = CheckpointStore(Path(folder) / experiment).resolve(name)
@@ -360,8 +363,12 @@ def _resume_layer(given: Mapping[str, Any], config_type: type[VLAConfig]) -> Lay
     if not file.is_file():
         raise CheckpointError(f"no {CONFIG_NAME} in {checkpoint}; expected a checkpoint-N directory of a training run")
     values = flatten(read_yaml(file), config_type, source=str(file))
-    located = build(config_type, values).in_checkpoint(checkpoint)
-    values |= {path: value_at(located, path) for path in values}
+    saved = build(config_type, values)
+    located = saved.in_checkpoint(checkpoint)
+    brought = {path: value_at(located, path) for path in defaults if value_at(located, path) != value_at(saved, path)}
     values |= {"output_dir": str(checkpoint.parent.parent), "experiment_name": checkpoint.parent.name}
     values.pop("training.resume_from_checkpoint", None)
-    return Layer(values=values, origins=dict.fromkeys(values, str(file)))
+    return (
+        Layer(values=values, origins=dict.fromkeys(values, str(file))),
+        Layer(values=brought, origins=dict.fromkeys(brought, str(checkpoint))),
+    )

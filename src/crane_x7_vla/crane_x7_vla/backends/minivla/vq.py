@@ -11,7 +11,7 @@ import torch
 
 from crane_x7_vla.backends.action_units import ActionUnits
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig
-from crane_x7_vla.checkpoints.vq import TrainedVQ, VQUnits, load_vq
+from crane_x7_vla.checkpoints.vq import TRAIN_VQ, TrainedVQ, VQUnits, load_vq
 from crane_x7_vla.data.statistics import FILE_NAME as STATISTICS_FILE
 from crane_x7_vla.data.statistics import to_json
 from crane_x7_vla.errors import CheckpointError, ConfigError
@@ -19,9 +19,7 @@ from crane_x7_vla.models.vq import VQShape
 from crane_x7_vla.robot import RobotSpec
 from crane_x7_vla.transforms.action import Normalization
 
-TRAIN_A_VQ = (
-    "train one with: python -m crane_x7_vla.training.cli train-vq --data-root DIR, and name its folder: --vq-path DIR"
-)
+TRAIN_A_VQ = f"train one with: {TRAIN_VQ} --data-root DIR, and name its folder: --vq-path DIR"
 """What to type where a VQ is missing or of another robot."""
 
 

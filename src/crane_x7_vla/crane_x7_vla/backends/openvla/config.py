@@ -28,7 +28,7 @@ class OpenVLASpecificConfig(PrismaticSettings):
     strict_reference: bool = False
     """Choose the next token among all, as the reference does, instead of among those that stand for actions."""
     skip_merge_on_save: bool = True
-    """Save adapters alone; without it each checkpoint also has merged/, a whole model without merge_lora's check."""
+    """Save adapters alone; without it checkpoints also have merged/, unchecked and in the precision of the training."""
     empty_token_id: int = 29871
     """Token between prompt and actions; 29871 in the tokenizer of Llama."""
     stop_token_id: int = 2
