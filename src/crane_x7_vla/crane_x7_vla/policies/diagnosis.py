@@ -44,7 +44,7 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """How a model is run. instruction: what it is told, None for each episode's own. vq: what codes of a MiniVLA mean."""
+    """How a model is run. instruction: what it is told, None for each episode's own. vq: what a MiniVLA's codes are."""
 
     config: VLAConfig
     statistics: DatasetStatistics
