@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 _FIXED_DATA = ("cameras", "instruction", "control_hz", "action_source")
 
 
-# Where things lie that checkpoints hold themselves; ``Backend.check_base`` compares what is in them.
-_PLACES = ("minivla.vq.path",)
+# How the VQ was made and where it lies; a checkpoint has its own, and ``Backend.check_base`` compares the two.
+_OF_THE_VQ = tuple(f"minivla.vq.{name}" for name in ("path", "steps", "batch_size", "learning_rate"))
 
 
 def check_device(training: TrainingConfig) -> None:
@@ -109,7 +109,7 @@ def check_resumable(checkpoint: Path, config: VLAConfig, split: EpisodeSplit) ->
     for path in settings(type(config)):
         old, new = value_at(before, path), value_at(config, path)
         section, _, name = path.partition(".")
-        if old == new or path == "training.resume_from_checkpoint" or path in _PLACES:
+        if old == new or path == "training.resume_from_checkpoint" or path in _OF_THE_VQ:
             continue
         if path == f"{config.block}.model_id" and old and new and is_same_model(old, new):
             continue

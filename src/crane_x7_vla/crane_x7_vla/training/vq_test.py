@@ -135,6 +135,8 @@ def test_train_vq_then_minivla_then_load_policy(
     assert main([*argv, "--vq-path", str(vq)]) == 2
     assert "minivla.vq.n_groups is 3, but the VQ in" in capsys.readouterr().err.splitlines()[-1]
     assert main(argv) == 0
+    file.write_text(file.read_text().replace("steps: 200", "steps: 201"))  # counts for train-vq alone
+    assert "steps: 201" in file.read_text()
     again = ["train", "--config", str(file), "--resume-from-checkpoint", "latest", "--eval-samples", "4"]
     assert main([*again, "--max-steps", "4", "--keep-last", "1"]) == 0  # the file knows of no VQ
     again[2] = str(last.parent / "config.yaml")  # and this one of that of a checkpoint that is no more
