@@ -89,6 +89,20 @@ def predict(backend: Backend, model: torch.nn.Module, observations: Sequence[Obs
         return backend.processor.decode(backend.predict(model.eval(), batch), observations)
 
 
+def moved_by_noise(backend: Backend, model: torch.nn.Module, batch: Batch) -> list[float]:
+    """How far ``comparable`` moves when a little noise is added to every weight, and more of it."""
+    moved: list[float] = []
+    with torch.inference_mode():
+        before = backend.comparable(model, batch)
+        assert before.shape == (1, backend.spec.action_horizon, CRANE_X7.size)
+        for size in (1e-5, 1e-3):
+            for index, parameter in enumerate(model.parameters()):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+                parameter.add_(noise, alpha=size)
+            moved.append(float((backend.comparable(model, batch) - before).abs().max()))
+    return moved
+
+
 def test_encode_is_the_same_with_and_without_labels(config: VLAConfig, make: Make) -> None:
     processor, seen = make(config).processor, observation(config)
     with_labels = processor.encode(seen, chunk(config, seen))
@@ -224,17 +238,9 @@ def test_what_models_are_compared_by_follows_their_weights_without_jumps(config:
     backend = make(config)
     model = backend.build().eval()
     batch = batch_of(backend, [observation(config)], labels=False)
-    with torch.inference_mode():
-        before = backend.comparable(model, batch)
-        moved: list[float] = []
-        for size in (1e-5, 1e-3):
-            for index, parameter in enumerate(model.parameters()):
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-                parameter.add_(noise, alpha=size)
-            moved.append(float((backend.comparable(model, batch) - before).abs().max()))
-    assert before.shape == (1, config.action_horizon, CRANE_X7.size)
-    assert 0 < moved[0] < 3e-3
-    assert moved[1] > 10 * moved[0]
+    little, more = moved_by_noise(backend, model, batch)
+    assert 0 < little < 3e-3
+    assert more > 10 * little
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from crane_x7_vla.backends.contract_test import moved_by_noise
 from crane_x7_vla.backends.minivla.backend import MiniVLABackend
 from crane_x7_vla.backends.minivla.config import MiniVLAConfig, VQConfig
 from crane_x7_vla.backends.minivla.vq import vq_shape, vq_units
@@ -182,17 +183,9 @@ def test_what_models_are_compared_by_follows_their_weights_without_jumps(
     backend = make(config, tiny_statistics)
     model = backend.build().eval()
     batch = backend.processor.collate([backend.processor.encode(make_observation(0))])
-    with torch.inference_mode():
-        before = backend.comparable(model, batch)
-        moved: list[float] = []
-        for size in (1e-5, 1e-3):
-            for index, parameter in enumerate(model.parameters()):
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-                parameter.add_(noise, alpha=size)
-            moved.append(float((backend.comparable(model, batch) - before).abs().max()))
-    assert before.shape == (1, 4, 8)
-    assert 0 < moved[0] < 1e-3
-    assert moved[1] > 10 * moved[0]
+    little, more = moved_by_noise(backend, model, batch)
+    assert 0 < little < 1e-3
+    assert more > 10 * little
 
 
 def test_a_run_does_not_go_on_with_another_vq(
