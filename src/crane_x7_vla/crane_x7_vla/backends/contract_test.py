@@ -89,7 +89,7 @@ def predict(backend: Backend, model: torch.nn.Module, observations: Sequence[Obs
         return backend.processor.decode(backend.predict(model.eval(), batch), observations)
 
 
-def moved_by_noise(backend: Backend, model: torch.nn.Module, batch: Batch) -> list[float]:
+def moved_by_noise(backend: Any, model: torch.nn.Module, batch: Batch) -> list[float]:
     """How far ``comparable`` moves when a little noise is added to every weight, and more of it."""
     moved: list[float] = []
     with torch.inference_mode():
