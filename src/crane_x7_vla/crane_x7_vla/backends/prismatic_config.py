@@ -113,6 +113,16 @@ class PrismaticSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LlamaSettings(PrismaticSettings):
+    """The block of a backend whose language model is Llama."""
+
+    empty_token_id: int = 29871
+    """Token between prompt and actions; 29871 in the tokenizer of Llama."""
+    stop_token_id: int = 2
+    """Token after the actions."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrismaticVLAConfig(VLAConfig):
     """Training and running a backend on the Prismatic trunk."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crane_x7_vla.backends.action_units import ActionUnits
 from crane_x7_vla.backends.base import Batch, Sample
-from crane_x7_vla.backends.prismatic_config import ImageAugConfig, PrismaticVLAConfig
+from crane_x7_vla.backends.prismatic_config import ImageAugConfig, LlamaSettings, PrismaticVLAConfig
 from crane_x7_vla.checkpoints.layouts import Assets
 from crane_x7_vla.config.base import CameraConfig
 from crane_x7_vla.data.statistics import DatasetStatistics
@@ -22,7 +22,7 @@ from crane_x7_vla.transforms.image import Augmentation, model_image, resize
 from crane_x7_vla.transforms.prompt import prompt_text
 from crane_x7_vla.types import Observation
 
-LLAMA_BOS_TOKEN_ID = 1
+_LLAMA_BOS_TOKEN_ID = 1
 RAW_IMAGES = "images"
 """Key of the images of ``encode_raw``, of which ``prepare`` makes pixel_values."""
 _PAD_TOKEN_ID = 0
@@ -185,6 +185,31 @@ class PrismaticProcessor:
 
     def _raw(self, observation: Observation) -> Tensor:
         return self._images.raw(observation)
+
+
+class LlamaProcessor(PrismaticProcessor):
+    """Prompts as Llama's families have them: its first token before the text, the empty one after it. settings: the
+    config's block. bounded: see ``ActionUnits``. Raises ConfigError for a token that the base model does not have."""
+
+    def __init__(
+        self,
+        config: PrismaticVLAConfig,
+        settings: LlamaSettings,
+        *,
+        robot: RobotSpec,
+        statistics: DatasetStatistics,
+        assets: Assets,
+        bounded: bool = False,
+    ) -> None:
+        tokens = {"empty_token_id": settings.empty_token_id, "stop_token_id": settings.stop_token_id}
+        check_vocabulary(assets, {f"{settings.block}.{name}": token for name, token in tokens.items()})
+        super().__init__(
+            config,
+            units=action_units(config, robot, statistics, bounded=bounded),
+            assets=assets,
+            start=[_LLAMA_BOS_TOKEN_ID],
+            end=settings.empty_token_id,
+        )
 
 
 def check_vocabulary(assets: Assets, tokens: dict[str, int]) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from crane_x7_vla.backends.prismatic_config import (
     LINEAR_LAYERS,
     TINY_TRAINING,
-    PrismaticSettings,
+    LlamaSettings,
     PrismaticVLAConfig,
 )
 from crane_x7_vla.config.base import CameraConfig, require
@@ -16,7 +16,7 @@ from crane_x7_vla.transforms.prompt import SMALL_EMPTY_TOKEN_ID
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVLASpecificConfig(PrismaticSettings):
+class OpenVLASpecificConfig(LlamaSettings):
     """What is particular to OpenVLA."""
 
     block: ClassVar[str] = "openvla"
@@ -29,10 +29,6 @@ class OpenVLASpecificConfig(PrismaticSettings):
     """Choose the next token among all, as the reference does, instead of among those that stand for actions."""
     skip_merge_on_save: bool = True
     """Save adapters alone; without it checkpoints also have merged/, unchecked and in the precision of the training."""
-    empty_token_id: int = 29871
-    """Token between prompt and actions; 29871 in the tokenizer of Llama."""
-    stop_token_id: int = 2
-    """Token after the actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

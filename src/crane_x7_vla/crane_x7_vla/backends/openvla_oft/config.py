@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from crane_x7_vla.backends.prismatic_config import TINY_TRAINING, PrismaticSettings, PrismaticVLAConfig
+from crane_x7_vla.backends.prismatic_config import TINY_TRAINING, LlamaSettings, PrismaticVLAConfig
 from crane_x7_vla.config.base import (
     PRIMARY_CAMERA,
     WRIST_CAMERA,
@@ -64,7 +64,7 @@ class ActionHeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVLAOFTSpecificConfig(PrismaticSettings):
+class OpenVLAOFTSpecificConfig(LlamaSettings):
     """What is particular to OpenVLA-OFT."""
 
     block: ClassVar[str] = "openvla_oft"
@@ -75,10 +75,6 @@ class OpenVLAOFTSpecificConfig(PrismaticSettings):
     """Actions predicted at once."""
     n_action_steps: int | None = None
     """Actions executed before the next prediction; none executes the whole chunk."""
-    empty_token_id: int = 29871
-    """Token between prompt and actions; 29871 in the tokenizer of Llama."""
-    stop_token_id: int = 2
-    """Token after the actions."""
     film: FilmConfig = field(default_factory=FilmConfig)
     """The instruction in the vision towers."""
     proprio: ProprioConfig = field(default_factory=ProprioConfig)

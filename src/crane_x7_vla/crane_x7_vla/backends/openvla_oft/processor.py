@@ -6,12 +6,7 @@ import torch
 
 from crane_x7_vla.backends.base import Sample
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
-from crane_x7_vla.backends.prismatic_processor import (
-    LLAMA_BOS_TOKEN_ID,
-    PrismaticProcessor,
-    action_units,
-    check_vocabulary,
-)
+from crane_x7_vla.backends.prismatic_processor import LlamaProcessor
 from crane_x7_vla.checkpoints.layouts import Assets
 from crane_x7_vla.data.statistics import DatasetStatistics
 from crane_x7_vla.robot import RobotSpec
@@ -21,7 +16,7 @@ from crane_x7_vla.types import Observation
 _SLOT_TOKEN_ID = 1
 
 
-class OpenVLAOFTProcessor(PrismaticProcessor):
+class OpenVLAOFTProcessor(LlamaProcessor):
     """See ``PrismaticProcessor``. input_ids are prompt, slots and stop token; a sample also has prompt_length int64 []
     and, if enabled, proprio float32 [S] in model units."""
 
@@ -29,15 +24,7 @@ class OpenVLAOFTProcessor(PrismaticProcessor):
         self, config: OpenVLAOFTConfig, *, robot: RobotSpec, statistics: DatasetStatistics, assets: Assets
     ) -> None:
         settings = config.openvla_oft
-        tokens = {"empty_token_id": settings.empty_token_id, "stop_token_id": settings.stop_token_id}
-        check_vocabulary(assets, {f"openvla_oft.{name}": token for name, token in tokens.items()})
-        super().__init__(
-            config,
-            units=action_units(config, robot, statistics),
-            assets=assets,
-            start=[LLAMA_BOS_TOKEN_ID],
-            end=settings.empty_token_id,
-        )
+        super().__init__(config, settings, robot=robot, statistics=statistics, assets=assets)
         self._proprio = settings.proprio.enabled
         slots = torch.full((settings.action_horizon * robot.size,), _SLOT_TOKEN_ID)
         self._answer = torch.cat([slots, torch.tensor([settings.stop_token_id])])
