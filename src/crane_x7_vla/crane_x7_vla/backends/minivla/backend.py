@@ -78,8 +78,9 @@ class MiniVLABackend(TokenBackend[MiniVLAConfig]):
 
     def restore(self, directory: Path) -> nn.Module:
         """See ``PrismaticBackend``; from now on with the VQ of ``directory``."""
-        if self.config.minivla.vq.enabled:
-            self._use_vq(directory / VQ_FOLDER)
+        place = directory / VQ_FOLDER
+        if self.config.minivla.vq.enabled and place != self._vq_place:
+            self._use_vq(place)
         return super().restore(directory)
 
     def check_base(self, directory: Path) -> None:
