@@ -206,31 +206,29 @@ class TestRecorderInRealTime:
             assert len(EpisodeFile(recover_episode(partial)).arrays().state) > 0
 
 
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a command that ended with exit code 2 and without a traceback."""
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
 
 
 def test_a_senseless_value_is_one_line(images: Checkout) -> None:
     done = images.run("recorder", variables={"NUM_EPISODES": "many"})
-    assert done.returncode == 2
-    assert "NUM_EPISODES is 'many', expected 0 or a positive integer" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert "NUM_EPISODES is 'many', expected 0 or a positive integer" in refusal(done)
 
 
 def test_a_wrong_model_path_is_one_line(images: Checkout) -> None:
     done = images.run("vla", variables={"VLA_MODEL_PATH": "outputs/nothing"})
-    assert done.returncode == 2
-    assert "outputs/nothing" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert "outputs/nothing" in refusal(done)
 
 
 def test_an_adapter_folder_gives_the_merge_command(trained: Checkout) -> None:
     adapters = f"{MODEL}/lora_adapters"
     done = trained.run("vla", variables={"VLA_MODEL_PATH": adapters})
-    assert done.returncode == 2
-    assert "Failed to load VLA model" in last_line(done.stderr)
-    assert f"python -m crane_x7_vla.scripts.merge_lora --adapter_path {adapters}" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    said = refusal(done)
+    assert "Failed to load VLA model" in said
+    assert f"python -m crane_x7_vla.scripts.merge_lora --adapter_path {adapters}" in said
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(images: Checkout) -> None:
@@ -239,30 +237,22 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(images: Checkout) -> Non
         done = images.run("recorder", variables={"VLA_DATA_ROOT": "data/elsewhere"})
     finally:
         os.chown(images.folder / "data", USER, USER)
-    assert done.returncode == 2
-    assert f"data cannot be written by user {USER}:{USER}, it belongs to 0:0" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert f"data cannot be written by user {USER}:{USER}, it belongs to 0:0" in refusal(done)
 
 
 def test_recordings_that_would_be_lost_are_refused(images: Checkout) -> None:
     done = images.run("recorder", variables={"VLA_DATA_ROOT": "recordings"})
-    assert done.returncode == 2
-    assert "VLA_DATA_ROOT is recordings, which is not in data or outputs" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert "VLA_DATA_ROOT is recordings, which is not in data or outputs" in refusal(done)
 
 
 def test_training_whose_results_would_be_lost_is_one_line(recorded: Checkout) -> None:
     done = recorded.run("train", *TRAIN, variables={"VLA_OUTPUT_DIR": "runs"})
-    assert done.returncode == 2
-    assert "/workspace may not be written to; choose another --output-dir" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert "/workspace may not be written to; choose another --output-dir" in refusal(done)
 
 
 def test_a_missing_device_is_one_line(images: Checkout) -> None:
     done = images.run("cameras", variables={"PRIMARY_CAMERA_DEVICE": "/dev/video77"})
-    assert done.returncode == 2
-    assert "PRIMARY_CAMERA_DEVICE is /dev/video77, which does not exist" in last_line(done.stderr)
-    assert "Traceback" not in done.stderr
+    assert "PRIMARY_CAMERA_DEVICE is /dev/video77, which does not exist" in refusal(done)
 
 
 def processes_naming(folder: Path) -> list[str]:

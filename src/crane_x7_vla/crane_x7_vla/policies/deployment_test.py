@@ -16,6 +16,7 @@ from crane_x7_vla.backends.openvla.backend import OpenVLABackend
 from crane_x7_vla.backends.openvla.config import OpenVLAConfig
 from crane_x7_vla.backends.openvla_oft.backend import OpenVLAOFTBackend
 from crane_x7_vla.backends.openvla_oft.config import OpenVLAOFTConfig
+from crane_x7_vla.config.base import VLAConfig
 from crane_x7_vla.config.yaml import load_config
 from crane_x7_vla.data.statistics import DatasetStatistics, load_statistics
 from crane_x7_vla.policies.policy import load_policy
@@ -27,6 +28,28 @@ from crane_x7_vla.training.trainer import VLATrainer
 from crane_x7_vla.training.vq import train_vq
 
 torch.set_num_threads(1)
+
+
+def learn(config: VLAConfig) -> Path:
+    """The checkpoint of a run whose evaluation loss has fallen."""
+    checkpoint = VLATrainer(config).train().checkpoint
+    lines = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
+    first, last = (line["eval/loss"] for line in lines if "eval/loss" in line)
+    assert last < first
+    return checkpoint
+
+
+def assert_deployed_as_trained(checkpoint: Path, *, action_horizon: int) -> None:
+    """Merged, it gives the actions that it gives on its base."""
+    merged = checkpoint.parent.with_name("tiny_merged")
+    assert main(["--adapter_path", str(checkpoint / "lora_adapters"), "--output_path", str(merged)]) == 0
+    observations = [sample.observation for sample in prepare_data(load_config(checkpoint / "config.yaml")).train]
+    unmerged, deployed = (
+        np.stack([chunk.actions for chunk in load_policy(directory).infer(observations)])
+        for directory in (checkpoint, merged)
+    )
+    assert unmerged.shape == (len(observations), action_horizon, CRANE_X7.size)
+    np.testing.assert_allclose(deployed, unmerged, atol=1e-5)
 
 
 def test_the_deployed_policy_reproduces_the_training_l1_on_training_frames(
@@ -80,20 +103,8 @@ def test_openvla_learns_is_merged_and_gives_the_actions_of_its_checkpoint(
         training=replace(tiny.training, max_steps=30, learning_rate=3e-3, save_interval=30, eval_interval=15),
         openvla=replace(tiny.openvla, model_id=str(base), use_lora=True),
     )
-    checkpoint = VLATrainer(config).train().checkpoint
-    lines = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
-    first, last = (line["eval/loss"] for line in lines if "eval/loss" in line)
-    assert last < first
-    merged = tmp_path / "outputs" / "tiny_merged"
-    assert main(["--adapter_path", str(checkpoint / "lora_adapters"), "--output_path", str(merged)]) == 0
-
-    observations = [sample.observation for sample in prepare_data(load_config(checkpoint / "config.yaml")).train]
-    unmerged, deployed = (
-        np.stack([chunk.actions for chunk in load_policy(directory).infer(observations)])
-        for directory in (checkpoint, merged)
-    )
-    assert unmerged.shape == (len(observations), 1, CRANE_X7.size)
-    np.testing.assert_allclose(deployed, unmerged, atol=1e-5)
+    checkpoint = learn(config)
+    assert_deployed_as_trained(checkpoint, action_horizon=1)
 
 
 def test_minivla_learns_the_codes_of_its_own_vq_is_merged_and_gives_the_actions_of_its_checkpoint(
@@ -115,18 +126,6 @@ def test_minivla_learns_the_codes_of_its_own_vq_is_merged_and_gives_the_actions_
     )
     learnt = train_vq(config).directory
     config = replace(config, minivla=replace(config.minivla, vq=replace(vq, path=str(learnt))))
-    checkpoint = VLATrainer(config).train().checkpoint
-    lines = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
-    first, last = (line["eval/loss"] for line in lines if "eval/loss" in line)
-    assert last < first
+    checkpoint = learn(config)
     learnt.rename(tmp_path / "elsewhere")
-    merged = tmp_path / "outputs" / "tiny_merged"
-    assert main(["--adapter_path", str(checkpoint / "lora_adapters"), "--output_path", str(merged)]) == 0
-
-    observations = [sample.observation for sample in prepare_data(load_config(checkpoint / "config.yaml")).train]
-    unmerged, deployed = (
-        np.stack([chunk.actions for chunk in load_policy(directory).infer(observations)])
-        for directory in (checkpoint, merged)
-    )
-    assert unmerged.shape == (len(observations), 4, CRANE_X7.size)
-    np.testing.assert_allclose(deployed, unmerged, atol=1e-5)
+    assert_deployed_as_trained(checkpoint, action_horizon=4)
